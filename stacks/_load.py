@@ -1,0 +1,195 @@
+"""Reading stack, release and pipeline files: one clear error with file, line and key, or a typed model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from ._errors import InputError
+from ._models import Model, Pipeline, Release, Stack
+
+_PREFIX = "tollgate:"
+_MAX_BYTES = 1_000_000
+_M = TypeVar("_M", bound=Model)
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (default: the working folder) that holds `Pulumi.yaml` and `stacks/`.
+
+    Raises InputError outside of any project.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "Pulumi.yaml").is_file() and (folder / "stacks").is_dir():
+            return folder
+    raise InputError(
+        where="working folder",
+        got=str(here),
+        allowed="a folder in or below one that has Pulumi.yaml and stacks/",
+        fix="cd into your Tollgate project",
+    )
+
+
+def stack_names(root: Path | None = None) -> list[str]:
+    """The names of all stacks of the project, sorted."""
+    folder = (root or project_root()) / "stacks"
+    return sorted(path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in folder.glob("Pulumi.*.yaml"))
+
+
+def release_names(root: Path | None = None) -> list[str]:
+    """The names of all release files of the project, sorted."""
+    return sorted(path.stem for path in ((root or project_root()) / "stacks" / "releases").glob("*.yaml"))
+
+
+def load_release(name: str, root: Path | None = None) -> Release:
+    """Read `stacks/releases/<name>.yaml`. Raises InputError naming file, line and key."""
+    root = root or project_root()
+    path = root / "stacks" / "releases" / f"{name}.yaml"
+    if name not in release_names(root):
+        raise InputError(
+            where="release",
+            got=name,
+            allowed=", ".join(release_names(root)) or "none exists yet",
+            fix=f"name one of these, or write stacks/releases/{name}.yaml",
+        )
+    return _parse(Release, {"name": name, **_mapping(path, root)}, path, root)
+
+
+def load_stack(name: str, root: Path | None = None) -> Stack:
+    """Read `stacks/Pulumi.<name>.yaml` and the release it names. Raises InputError naming file, line and key."""
+    root = root or project_root()
+    path = stack_path(name, root)
+    config = _mapping(path, root).get("config", {})
+    if not isinstance(config, dict):
+        raise InputError(
+            where=f"{_shown(path, root)}, config",
+            got=type(config).__name__,
+            allowed="a mapping",
+            fix="see the README",
+        )
+    own = {key.removeprefix(_PREFIX): value for key, value in config.items() if str(key).startswith(_PREFIX)}
+    release = own.get("release")
+    if not isinstance(release, str):
+        raise InputError(
+            where=f"{_shown(path, root)}, {_PREFIX}release",
+            got=repr(release),
+            allowed=", ".join(release_names(root)),
+            fix="name a file of stacks/releases without .yaml",
+        )
+    given = {"namespace": name, **own, "name": name, "release": load_release(release, root)}
+    return _parse(Stack, given, path, root, prefix=_PREFIX)
+
+
+def load_pipeline(root: Path | None = None) -> Pipeline:
+    """Read `stacks/pipeline.yaml`. Raises InputError naming file, line and key."""
+    root = root or project_root()
+    path = root / "stacks" / "pipeline.yaml"
+    pipeline = _parse(Pipeline, _mapping(path, root), path, root)
+    known = stack_names(root)
+    for stage in pipeline.stages:
+        if stage.stack not in known:
+            raise InputError(
+                where=f"{_shown(path, root)}, stages",
+                got=stage.stack,
+                allowed=", ".join(known),
+                fix=f"write stacks/Pulumi.{stage.stack}.yaml or remove the stage",
+            )
+    return pipeline
+
+
+def stack_path(name: str, root: Path | None = None) -> Path:
+    """Where that stack's file is. Raises InputError when there is none."""
+    root = root or project_root()
+    known = stack_names(root)
+    if name not in known:
+        raise InputError(
+            where="stack",
+            got=name,
+            allowed=", ".join(known),
+            fix=f"name one of these, or write stacks/Pulumi.{name}.yaml",
+        )
+    return root / "stacks" / f"Pulumi.{name}.yaml"
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root))
+
+
+def _mapping(path: Path, root: Path) -> dict[str, Any]:
+    """One YAML file as a mapping; aliases are refused, so that no small file can grow into a large document."""
+    where = _shown(path, root)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(
+                where=where, got=f"{path.stat().st_size} bytes", allowed=f"{_MAX_BYTES} bytes", fix="shorten it"
+            )
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise InputError(where=where, got="a YAML alias", allowed="plain YAML", fix="write the value out")
+        loaded = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            where=where, got=str(error), allowed="a readable UTF-8 file", fix="create or repair it"
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = str(getattr(error, "problem", None) or error)
+        raise InputError(where=where + line, got=problem, allowed="valid YAML", fix="correct the syntax") from error
+    if not isinstance(loaded, dict):
+        raise InputError(
+            where=where, got=type(loaded).__name__, allowed="a mapping of keys to values", fix="see the README"
+        )
+    return loaded
+
+
+def _parse(model: type[_M], given: dict[str, Any], path: Path, root: Path, prefix: str = "") -> _M:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error, model, path, root, prefix) from None
+
+
+def _explain(error: ValidationError, model: type[Model], path: Path, root: Path, prefix: str) -> InputError:
+    """The first of pydantic's findings in our form; the others are counted."""
+    first, *others = error.errors(include_url=False)
+    keys = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-", "literal["))]
+    key = prefix + ".".join(keys) if keys else "the whole file"
+    line = _line_of(path, keys, prefix)
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    fix = f"set {key}" if first["type"] == "missing" else f"correct {key}"
+    if first["type"] == "extra_forbidden":
+        parent: Any = model
+        for part in keys[:-1]:
+            field = getattr(parent, "model_fields", {}).get(part)
+            parent = field.annotation if field is not None else None
+        names = ", ".join(sorted(getattr(parent, "model_fields", {})))
+        allowed, fix = (f"one of {names}" if names else "only known keys"), f"remove or rename {key}"
+    if others:
+        fix += f" ({len(others)} more finding{'s' if len(others) > 1 else ''} after it)"
+    if len(got) > 200:
+        got = got[:200] + "…"
+    return InputError(where=f"{_shown(path, root)}{line}, {key}", got=got, allowed=allowed, fix=fix)
+
+
+def _line_of(path: Path, keys: list[str], prefix: str) -> str:
+    """`, line N` of the innermost key that exists in the file, or nothing."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    wanted = ["config", prefix + keys[0], *keys[1:]] if prefix and keys else keys
+    line = None
+    for key in wanted:
+        if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line + 1
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((k, v) for k, v in node.value if k.value == key), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return f", line {line}" if line is not None else ""

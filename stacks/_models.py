@@ -1,0 +1,260 @@
+"""The typed words of the design: release, fleet, traffic, objectives, benchmark, stack, pipeline.
+
+Deliberately not here: whether a combination can work (memory, MIG profiles, quotas). That is the planner's, which knows
+the catalog; these models only know what is well-formed.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+_IMAGE = re.compile(r"^[a-z0-9][a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$")
+
+
+class Model(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, no silent coercion of strings to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Parallelism(Model):
+    """How one replica serves many requests.
+
+    `slots`: requests decoded at once per replica (`OLLAMA_NUM_PARALLEL`, `--max-num-seqs`); `auto`: by plan.
+    `tensor`, `pipeline`: ranks over which one replica's weights are split.
+    """
+
+    slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    tensor: Annotated[int, Field(ge=1, le=64)] = 1
+    pipeline: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class Accelerator(Model):
+    """What one replica asks of a node, in GKE's names (`nvidia-l4`, `nvidia-a100-80gb`); `count` GPUs or MIG slices."""
+
+    gpu: Name
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    mig_profile: Annotated[str, Field(pattern=r"^[1-7]g\.[0-9]+gb$")] | None = None
+
+
+class Release(Model):
+    """What is promoted, and nothing else. Its digest (`values.release_digest`) names it everywhere."""
+
+    name: Name
+    engine: Literal["ollama", "vllm"]
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,63}$")]
+    image: str
+    model: Name
+    source: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
+    revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")] | None = None
+    quantization: Name
+    context_tokens: Annotated[int, Field(ge=128, le=10_000_000)]
+    parallelism: Parallelism = Parallelism()
+    kv_cache: Literal["f16", "bf16", "fp8", "q8_0", "q4_0"] = "f16"
+    accelerator: Accelerator
+    chart: Name
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str) -> str:
+        if not _IMAGE.match(value):
+            raise ValueError("must be repository[:tag][@sha256:…]")
+        return value
+
+
+class Nodes(Model):
+    """Autoscaling bounds of the GPU pool, in nodes over all regions."""
+
+    min: Annotated[int, Field(ge=0, le=5000)]
+    max: Annotated[int, Field(ge=1, le=5000)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+
+class Fleet(Model):
+    """How much of a release one stack runs. Differs per stack and is never promoted."""
+
+    regions: Annotated[tuple[Name, ...], Field(min_length=1)] = ("us-central1",)
+    machine_type: Name
+    nodes: Nodes
+    spot: bool = False
+    reservation: Name | None = None
+
+    @model_validator(mode="after")
+    def _spot_or_reservation(self) -> Self:
+        if self.spot and self.reservation:
+            raise ValueError("spot machines cannot use a reservation; remove one of the two")
+        return self
+
+
+class Tokens(Model):
+    """Length of prompts or replies: mean in tokens, and coefficient of variation (0: always the mean)."""
+
+    mean: Positive
+    cv: NonNegative = 0.0
+
+
+class Traffic(Model):
+    """Who asks what.
+
+    `closed`: `users` people, each waiting for the reply and then `think_seconds` before asking again.
+    `poisson`, `constant`: `requests_per_second` arrivals whatever the service does.
+    """
+
+    arrival: Literal["closed", "poisson", "constant"] = "closed"
+    users: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    think_seconds: NonNegative = 0.0
+    requests_per_second: Positive | None = None
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+
+    @field_validator("prompt_tokens", "output_tokens", mode="before")
+    @classmethod
+    def _bare_number(cls, value: object) -> object:
+        return {"mean": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.arrival == "closed" and self.users is None:
+            raise ValueError("arrival 'closed' needs 'users'")
+        if self.arrival != "closed" and self.requests_per_second is None:
+            raise ValueError(f"arrival '{self.arrival}' needs 'requests_per_second'")
+        return self
+
+
+class Objectives(Model):
+    """What is promised. A field that is absent is not promised; an empty promise is refused.
+
+    Every field is named after the metric of `bench.Run.metrics` that it limits; see `OBJECTIVES` for the direction.
+    """
+
+    ttft_p95_seconds: Positive | None = None
+    itl_p95_seconds: Positive | None = None
+    e2e_p95_seconds: Positive | None = None
+    error_rate: Share | None = None
+    requests_per_second: Positive | None = None
+    goodput: Share | None = None
+    cost_per_million_tokens_usd: Positive | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if all(value is None for value in self.__dict__.values()):
+            raise ValueError("promise at least one objective, for example e2e_p95_seconds")
+        return self
+
+    def items(self) -> tuple[tuple[str, float], ...]:
+        """The promised (metric, limit) pairs, in the order of the fields."""
+        return tuple((name, float(value)) for name, value in self if value is not None)
+
+
+# metric -> (whether the limit is an upper or a lower bound, unit, words for people)
+OBJECTIVES: dict[str, tuple[Literal["at most", "at least"], str, str]] = {
+    "ttft_p95_seconds": ("at most", "s", "time to first token, p95"),
+    "itl_p95_seconds": ("at most", "s", "inter-token latency, p95"),
+    "e2e_p95_seconds": ("at most", "s", "end-to-end latency, p95"),
+    "error_rate": ("at most", "", "error rate"),
+    "requests_per_second": ("at least", "req/s", "sustained rate"),
+    "goodput": ("at least", "", "goodput"),
+    "cost_per_million_tokens_usd": ("at most", "$/M tokens", "cost per million output tokens"),
+}
+
+
+class Benchmark(Model):
+    """The load a stack is measured with after deployment: its traffic, `runs` times, `seconds` each."""
+
+    runs: Annotated[int, Field(ge=1, le=100)] = 5
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+
+
+class Promotion(Model):
+    """Written by `tollgate promote` into the stack that took a release over."""
+
+    source: Name = Field(alias="from")
+    release: Digest
+    evidence: Digest
+    at: datetime
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Stack(Model):
+    """One environment: `stacks/Pulumi.<name>.yaml`, its release loaded."""
+
+    name: Name
+    target: Literal["gke", "kubernetes", "local"]
+    release: Release
+    fleet: Fleet
+    traffic: Traffic
+    objectives: Objectives
+    benchmark: Benchmark | None = None
+    evidence: str = "file://.tollgate/evidence"
+    cluster: Name = "default"
+    namespace: Name
+    project: str | None = None
+    promotion: Promotion | None = None
+
+
+class Criteria(Model):
+    """What an edge of the pipeline asks of the evidence.
+
+    `confidence`: of the one-sided bounds over runs. `max_evidence_age_hours`: older is stale.
+    `headroom`: measured capacity × fleet at max must carry the target's traffic this many times.
+    `max_regression`: largest accepted worsening against the baseline, per metric, as a share (0.1: 10 %).
+    """
+
+    min_runs: Annotated[int, Field(ge=2, le=100)] = 3
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    max_evidence_age_hours: Positive = 168.0
+    headroom: Positive = 1.0
+    max_regression: dict[str, Positive] = {}
+
+    @field_validator("max_regression")
+    @classmethod
+    def _known_metric(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - set(OBJECTIVES))
+        if unknown:
+            raise ValueError(f"unknown metric {unknown[0]!r}; allowed: {', '.join(OBJECTIVES)}")
+        return value
+
+
+class Stage(Model):
+    """A stack's place in the pipeline; `after` names the stage whose evidence lets a release in (absent: ungated)."""
+
+    stack: Name
+    after: Name | None = None
+    criteria: Criteria = Criteria()
+
+
+class Pipeline(Model):
+    """`stacks/pipeline.yaml`: the stages in order. A stage may only come after one that stands before it: no cycles."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        seen: set[str] = set()
+        for stage in self.stages:
+            if stage.stack in seen:
+                raise ValueError(f"stack {stage.stack!r} stands twice")
+            if stage.after is not None and stage.after not in seen:
+                raise ValueError(f"stack {stage.stack!r} comes after {stage.after!r}, which does not stand before it")
+            seen.add(stage.stack)
+        return self
+
+    def stage(self, stack: str) -> Stage | None:
+        """The stage of that stack, or None where the pipeline does not name it."""
+        return next((stage for stage in self.stages if stage.stack == stack), None)
