@@ -1,5 +1,6 @@
 """What is to run where: the typed stack, release and pipeline files, and the errors every room raises."""
 
+from ._canonical import canonical_json, digest
 from ._errors import InputError, TollgateError
 from ._load import (
     load_pipeline,
@@ -46,6 +47,8 @@ __all__ = [
     "Tokens",
     "TollgateError",
     "Traffic",
+    "canonical_json",
+    "digest",
     "load_pipeline",
     "load_release",
     "load_stack",
