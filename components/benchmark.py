@@ -1,0 +1,183 @@
+"""The toll: a Job that measures the deployed service with the stack's own traffic, and the evidence made of it.
+
+The Job runs once per trigger (release, traffic, fleet, benchmark): the digest of those names it, so an `up` that
+changes none of them measures nothing again. The pod may only write its one result; the signing key never enters the cluster.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+import stacks
+
+from ._base import Component
+from .cluster import Cluster
+
+_IMAGE = "ghcr.io/tollgate/bench:0.1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkJobArgs:
+    """`environment`: what the evidence must match later (accelerator, machine type, region, replicas…), plain values.
+
+    `record`: takes the result as JSON, writes the evidence, gives (verdict, evidence id); called only outside previews.
+    """
+
+    stack: stacks.Stack
+    benchmark: stacks.Benchmark
+    namespace: pulumi.Input[str]
+    url: pulumi.Input[str]
+    release_digest: str
+    replicas: int
+    environment: Mapping[str, str | int | float | bool]
+    record: Callable[[str], tuple[str, str]]
+
+
+class BenchmarkJob(Component):
+    """Attributes: `verdict` and `evidence`, Outputs; in a preview that would measure they are unknown."""
+
+    verdict: pulumi.Output[str]
+    evidence: pulumi.Output[str]
+
+    def __init__(
+        self,
+        name: str,
+        args: BenchmarkJobArgs,
+        cluster: Cluster,
+        engine: pulumi.Resource,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        stack = args.stack
+        config = {
+            "engine": stack.release.engine,
+            "model": stack.release.source,
+            "traffic": stack.traffic.model_dump(mode="json"),
+            "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
+            "runs": args.benchmark.runs,
+            "seconds": args.benchmark.seconds,
+            "release": args.release_digest,
+            "stack": stack.name,
+            "replicas": args.replicas,
+            "environment": dict(args.environment),
+        }
+        trigger = stacks.digest(config).removeprefix("sha256:")[:12]
+        job_name, result_name = f"bench-{trigger}", f"bench-result-{trigger}"
+        super().__init__(
+            name, {"trigger": trigger, "runs": args.benchmark.runs, "seconds": args.benchmark.seconds}, opts
+        )
+        inside = self._child(provider=cluster.provider)
+
+        account = k8s.core.v1.ServiceAccount(
+            f"{name}-account", metadata={"name": "bench", "namespace": args.namespace}, opts=inside
+        )
+        # `create` cannot be limited to a name by RBAC; everything else can.
+        role = k8s.rbac.v1.Role(
+            f"{name}-role",
+            metadata={"name": "bench", "namespace": args.namespace},
+            rules=[
+                {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
+                {
+                    "apiGroups": [""],
+                    "resources": ["configmaps"],
+                    "resourceNames": [result_name],
+                    "verbs": ["get", "update", "patch", "delete"],
+                },
+            ],
+            opts=inside,
+        )
+        binding = k8s.rbac.v1.RoleBinding(
+            f"{name}-binding",
+            metadata={"name": "bench", "namespace": args.namespace},
+            role_ref={"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "bench"},
+            subjects=[{"kind": "ServiceAccount", "name": "bench", "namespace": args.namespace}],
+            opts=self._child(provider=cluster.provider, depends_on=[role, account]),
+        )
+        text = pulumi.Output.all(url=args.url, namespace=args.namespace).apply(
+            lambda known: json.dumps({**config, **known, "result_configmap": result_name}, indent=1, sort_keys=True)
+        )
+        settings = k8s.core.v1.ConfigMap(
+            f"{name}-config",
+            metadata={"name": job_name, "namespace": args.namespace},
+            data={"bench.json": text},
+            opts=inside,
+        )
+        job = k8s.batch.v1.Job(
+            f"{name}-job",
+            metadata={
+                "name": job_name,
+                "namespace": args.namespace,
+                "annotations": {"pulumi.com/timeoutSeconds": str(_longest(args.benchmark))},
+            },
+            spec=_job_spec(job_name, args.benchmark),
+            opts=self._child(
+                provider=cluster.provider,
+                depends_on=[engine, settings, binding],
+                delete_before_replace=True,
+                replace_on_changes=["metadata.name"],
+            ),
+        )
+        # The identifier follows from the finished Job, so that a preview that would measure reads nothing yet.
+        where = pulumi.Output.all(args.namespace, job.status).apply(lambda known: f"{known[0]}/{result_name}")
+        result = k8s.core.v1.ConfigMap.get(
+            f"{name}-result", where, opts=self._child(provider=cluster.provider, depends_on=[job])
+        )
+        outcome = pulumi.Output.all(result.data, result.binary_data).apply(lambda found: _record(found, args.record))
+        self.verdict = outcome.apply(lambda pair: pair[0])
+        self.evidence = outcome.apply(lambda pair: pair[1])
+        self.register_outputs({"verdict": self.verdict, "evidence": self.evidence})
+
+
+def _record(found: list[Any], record: Callable[[str], tuple[str, str]]) -> tuple[str, str]:
+    data, binary = found
+    if pulumi.runtime.is_dry_run():
+        return ("recorded by an earlier up", "")
+    return record(result_text(data, binary))
+
+
+def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None) -> str:
+    """The result JSON out of its ConfigMap: plain under `data`, or gzipped and base64 under `binaryData`."""
+    if data and "result.json" in data:
+        return data["result.json"]
+    if binary and "result.json" in binary:
+        return gzip.decompress(base64.b64decode(binary["result.json"])).decode()
+    raise stacks.TollgateError("the benchmark's ConfigMap holds no result.json; delete its Job and run pulumi up again")
+
+
+def _longest(benchmark: stacks.Benchmark) -> int:
+    """Warm-up may take twice the steady window (bench.load bounds it so), and the engine may need minutes to load."""
+    return int(benchmark.runs * benchmark.seconds * 3 + 600)
+
+
+def _job_spec(job_name: str, benchmark: stacks.Benchmark) -> dict[str, Any]:
+    return {
+        # A failed measurement is repeated once by hand, not silently: a second try would hide a flapping service.
+        "backoffLimit": 0,
+        "activeDeadlineSeconds": _longest(benchmark),
+        "template": {
+            "metadata": {"labels": {"app.kubernetes.io/name": "bench"}},
+            "spec": {
+                "serviceAccountName": "bench",
+                "restartPolicy": "Never",
+                "containers": [
+                    {
+                        "name": "bench",
+                        "image": _IMAGE,
+                        "args": ["job", "--config", "/etc/tollgate/bench.json"],
+                        "resources": {"requests": {"cpu": "1", "memory": "256Mi"}},
+                        "volumeMounts": [{"name": "config", "mountPath": "/etc/tollgate", "readOnly": True}],
+                    }
+                ],
+                "volumes": [{"name": "config", "configMap": {"name": job_name}}],
+                # The load may share a GPU machine's spare cores: it asks for no GPU.
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            },
+        },
+    }

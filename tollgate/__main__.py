@@ -1,0 +1,95 @@
+"""`tollgate` and `python -m tollgate`: finds the command, loads only its room, prints errors as people read them."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+import stacks
+import typer
+from rich.console import Console
+from rich.text import Text
+
+# In the order of the loop. The words stand here so that `--help` and completion load no room.
+COMMANDS = {
+    "plan": "Size a service: slots, nodes and dollars for the users, the promise and the budget.",
+    "prices": "Show the price book or read a new one.",
+    "preview": "Cost and node changes of a stack against a base commit.",
+    "local": "The embedded cluster: up, down, status, shell, logs.",
+    "tools": "The programs that Tollgate builds or finds.",
+    "bench": "Measure a stack, a Service or a URL.",
+    "simulate": "Serve a simulated vLLM or Ollama.",
+    "evidence": "List, show, verify and compare evidence.",
+    "gate": "Judge a stack; exits 0 only on a pass.",
+    "promote": "Let a stack's release into the next stack.",
+    "approve": "Sign an override of the gate: who, why, until when.",
+    "rollback": "Return a stack to its last passing release.",
+    "demo": "The whole loop on the embedded cluster, in about three minutes.",
+}
+
+
+class _Rooms(typer.core.TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"tollgate.commands.{cmd_name}")
+        target: Any = getattr(module, "app", None)
+        if target is None:
+            target = typer.Typer(rich_markup_mode=None)
+            target.command()(getattr(module, cmd_name))
+        command: click.Command = typer.main.get_command(target)
+        command.name = cmd_name
+        command.short_help = COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+app = typer.Typer(
+    cls=_Rooms,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From plan to production, every step measured. See `tollgate COMMAND --help`.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """From plan to production, every step measured."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 refused by the gate, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except stacks.TollgateError as error:
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing is wrong and nobody is there to be told.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
