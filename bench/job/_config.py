@@ -1,0 +1,81 @@
+"""`bench.json`: what a benchmark Job is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import stacks
+
+from .. import load as generator
+
+
+class JobConfig(BaseModel):
+    """One benchmark of one release, as the stack's program writes it.
+
+    `model`: the name by which the engine knows it. `release`: its digest. `result_configmap`: where the result goes;
+    empty: nowhere but the log (a run by hand). `cost_per_hour_usd`: of the whole service, for the cost per token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    url: str
+    engine: Literal["ollama", "vllm", "openai"]
+    model: Annotated[str, Field(min_length=1)]
+    endpoint: Literal["chat", "generate"] = "chat"
+    stream: bool = True
+    traffic: stacks.Traffic
+    objectives: stacks.Objectives | None = None
+    runs: Annotated[int, Field(ge=1, le=100)] = 3
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    release: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    stack: str
+    replicas: Annotated[int, Field(ge=1)] = 1
+    environment: dict[str, str | int | float | bool] = {}
+    result_configmap: str = ""
+    namespace: str = "default"
+    cost_per_hour_usd: Annotated[float, Field(ge=0)] | None = None
+    context_tokens: Annotated[int, Field(ge=2)] | None = None
+    seed: int = 1
+    reconnect: bool = False
+    request_timeout: Annotated[float, Field(gt=0)] = 600.0
+    ready_timeout: Annotated[float, Field(gt=0)] = 300.0
+
+    def target(self) -> generator.Target:
+        """Where to send. Raises InputError for a wrong URL."""
+        return generator.Target(
+            url=self.url, engine=self.engine, model=self.model, endpoint=self.endpoint, stream=self.stream
+        )
+
+    def settings(self) -> generator.Settings:
+        """How to measure."""
+        return generator.Settings(
+            runs=self.runs,
+            seconds=self.seconds,
+            seed=self.seed,
+            reconnect=self.reconnect,
+            request_timeout=self.request_timeout,
+            ready_timeout=self.ready_timeout,
+            context_tokens=self.context_tokens,
+        )
+
+
+def load(path: Path) -> JobConfig:
+    """Read and check the file. Raises InputError naming the key."""
+    try:
+        return JobConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise stacks.InputError(
+            where=str(path),
+            got=str(error.strerror),
+            allowed="a readable JSON file",
+            fix="mount the benchmark's ConfigMap",
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise stacks.InputError(
+            where=f"{path}, {key}", got=repr(first["input"])[:200], allowed=first["msg"], fix=f"correct {key}"
+        ) from None

@@ -1,0 +1,95 @@
+"""The one thing the pod may do in its cluster: keep its result in a ConfigMap."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import stacks
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# etcd refuses objects above 1.5 MB; half a megabyte leaves room for what the API server adds.
+_PLAIN_BYTES = 500_000
+_TRIES = 6
+
+
+class ConfigMaps:
+    """The API server as a pod sees it.
+
+    `account`: folder of the service account's `token` and `ca.crt`; default: where Kubernetes mounts it, or
+    `TOLLGATE_SERVICEACCOUNT` where a pod is run without a mount namespace. Raises TollgateError outside a pod.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, account: Path | None = None) -> None:
+        self._account = account or Path(environ.get("TOLLGATE_SERVICEACCOUNT") or _ACCOUNT)
+        host = environ.get("KUBERNETES_SERVICE_HOST", "")
+        if not host:
+            raise stacks.TollgateError(
+                "KUBERNETES_SERVICE_HOST is not set: the result can be stored only from within a pod"
+            )
+        self._host = host
+        self._port = int(environ.get("KUBERNETES_SERVICE_PORT_HTTPS") or environ.get("KUBERNETES_SERVICE_PORT") or 443)
+
+    def store(self, namespace: str, name: str, text: str, labels: Mapping[str, str]) -> None:
+        """Create the ConfigMap with `text` as `result.json`, or replace an older one of that name.
+
+        Raises TollgateError when the API server refuses it, or cannot be reached for about a minute.
+        """
+        content = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": namespace, "labels": dict(labels)},
+            **payload(text),
+        }
+        folder = f"/api/v1/namespaces/{namespace}/configmaps"
+        problem = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(min(20.0, 2.0**attempt))
+            try:
+                status, reply = self._send("POST", folder, content)
+                if status == 409:
+                    status, reply = self._send("PUT", f"{folder}/{name}", content)
+            except (OSError, http.client.HTTPException) as error:
+                problem = f"the API server at {self._host}:{self._port} does not answer: {error}"
+                continue
+            if status in (200, 201):
+                return
+            problem = f"the API server answers {status}: {reply.get('message', 'no reason given')}"
+            if status < 500 and status not in (404, 409, 429):
+                break
+        raise stacks.TollgateError(f"cannot store the result as ConfigMap {namespace}/{name}: {problem}")
+
+    def _send(self, method: str, path: str, content: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        # Read each time: bound tokens are rotated.
+        token = (self._account / "token").read_text().strip()
+        context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=15, context=context)
+        try:
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            connection.request(method, path, body=json.dumps(content), headers=headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        try:
+            reply = json.loads(body)
+        except ValueError:
+            reply = {}
+        return answer.status, reply if isinstance(reply, dict) else {}
+
+
+def payload(text: str) -> dict[str, dict[str, str]]:
+    """`data`, or gzip and base64 under `binaryData` above 500 kB."""
+    if len(text.encode()) <= _PLAIN_BYTES:
+        return {"data": {"result.json": text}}
+    packed = gzip.compress(text.encode(), mtime=0)
+    return {"binaryData": {"result.json": base64.b64encode(packed).decode()}}

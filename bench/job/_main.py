@@ -1,0 +1,114 @@
+"""`python -m bench job --config FILE`: the benchmark Job's process.
+
+Exit code 0: it was measured, whatever came out (judging is the gate's). Otherwise 1 (could not measure) or 2 (wrong
+config), with the reason as last line of the log and as the container's termination message.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import stacks
+
+from .. import load as generator
+from ..results import Result
+from ._config import JobConfig, load
+from ._kube import ConfigMaps
+
+_TERMINATION_LOG = Path("/dev/termination-log")
+
+
+def main(path: Path, output: Path | None = None) -> int:
+    """Run the Job of that config; `output`: also write the result there. Returns the exit code."""
+    try:
+        config = load(path)
+        maps = ConfigMaps() if config.result_configmap else None
+        result = measure(config)
+        text = result.model_dump_json()
+        if output is not None:
+            output.write_text(text)
+        if maps is not None:
+            labels = {"app.kubernetes.io/name": "bench", "tollgate.dev/stack": config.stack}
+            maps.store(config.namespace, config.result_configmap, text, labels)
+            say(f"result stored as ConfigMap {config.namespace}/{config.result_configmap}")
+    except stacks.TollgateError as error:
+        return _end(" ".join(str(error).split()), error.exit_code)
+    except OSError as error:
+        return _end(f"{type(error).__name__}: {error}", 1)
+    for number, run in enumerate(result.runs, 1):
+        say(f"run {number}: {summary(run.metrics)}{'' if run.valid else f'; INVALID, {run.invalid_because}'}")
+    if not result.runs:
+        return _end("interrupted before anything was measured", 1)
+    valid = sum(run.valid for run in result.runs)
+    return _end(f"measured: {valid} of {len(result.runs)} runs valid", 0)
+
+
+def measure(config: JobConfig) -> Result:
+    """The benchmark itself, with progress on standard output, at most one line a second."""
+    said = -math.inf
+
+    def progress(now: generator.Progress) -> None:
+        nonlocal said
+        if time.monotonic() - said >= 1.0:
+            said = time.monotonic()
+            say(line(now))
+
+    return generator.run(
+        config.target(),
+        config.traffic,
+        config.settings(),
+        release=config.release,
+        stack=config.stack,
+        replicas=config.replicas,
+        costs=generator.Costs(objectives=config.objectives, per_hour_usd=config.cost_per_hour_usd),
+        environment=config.environment,
+        progress=progress,
+        say=say,
+    )
+
+
+def say(text: str) -> None:
+    """One line of the log, at once."""
+    print(text, flush=True)
+
+
+def line(now: generator.Progress) -> str:
+    """Progress as one line of a log."""
+    if now.phase == "probe":
+        return f"probe | eta {now.eta:.0f} s"
+    parts = [
+        f"run {now.run}/{now.runs} {now.phase}",
+        f"{now.rate:.1f} req/s",
+        f"{now.concurrency} in flight",
+        f"ttft p50 {_ms(now.ttft_p50)} p95 {_ms(now.ttft_p95)}",
+        f"e2e p50 {_ms(now.e2e_p50)} p95 {_ms(now.e2e_p95)}",
+        f"ok {now.ok} failed {now.failed}",
+        f"eta {now.eta:.0f} s",
+    ]
+    if now.errors:
+        parts.insert(-1, " ".join(f"{kind}={count}" for kind, count in now.errors.items()))
+    return " | ".join(parts)
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The few numbers that are asked for first."""
+    ttft, e2e = metrics.get("ttft_p95_seconds", math.nan), metrics.get("e2e_p95_seconds", math.nan)
+    return (
+        f"{metrics.get('requests_per_second', 0):.2f} req/s, {metrics.get('output_tokens_per_second', 0):.0f} tokens/s, "
+        f"ttft p95 {_ms(ttft)}, e2e p95 {_ms(e2e)}, errors {metrics.get('error_rate', 0):.2%}"
+    )
+
+
+def _ms(seconds: float) -> str:
+    if seconds != seconds:
+        return "-"
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _end(text: str, code: int) -> int:
+    say(text)
+    if _TERMINATION_LOG.is_file():
+        _TERMINATION_LOG.write_text(text[:4096])
+    return code

@@ -1,0 +1,254 @@
+"""One connection to the service, and at most one request on it at a time.
+
+The hot path is `data_received`: take the time, let the HTTP parser (C) find the end of the message, count the frames.
+Nothing else is looked at before the first token or after it until the reply is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from itertools import pairwise
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from ._recorder import CUT, OK, pack_row
+from ._wire import RETRY_AFTER, TAIL_BYTES, UNKNOWN
+
+if TYPE_CHECKING:
+    from ._session import Session
+
+_MAX_REPLY_TAIL_READ = TAIL_BYTES // 2
+
+
+class Lane(asyncio.Protocol):
+    """A connection that is opened when first needed and kept alive; once `dead`, another takes its place."""
+
+    __slots__ = (
+        "_carry", "_counts", "_edge", "_keep", "_marker", "_parser", "_session", "_status", "_stream", "_tail", "_times",
+        "busy", "complete", "dead", "fresh", "headers_done", "payload", "retries", "scheduled", "sent", "transport",
+        "user",
+    )  # fmt: skip
+
+    def __init__(self, session: Session, user: int) -> None:
+        self._session = session
+        self._marker, self._stream = session.wire.marker, session.wire.stream
+        # So many bytes of a marker can stand at the end of one read without its being whole.
+        self._edge = len(self._marker) - 1
+        self._keep = False
+        self._parser: httptools.HttpResponseParser | None = None
+        self.transport: asyncio.Transport | None = None
+        self.user = user
+        self.busy = self.dead = False
+        self.fresh = True
+        self.payload = b""
+        self.scheduled = self.sent = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.complete = self.headers_done = False
+        self._status = 0
+        self._tail = b""
+        self._carry = b""
+        self._times: list[float] = []
+        self._counts: list[int] = []
+
+    def start(self, payload: bytes, scheduled: float) -> None:
+        """Send a request that was due at `scheduled`; its outcome goes to `Session.finished`, once."""
+        self.payload, self.scheduled = payload, scheduled
+        self.retries = 0
+        self.busy = True
+        self._reset()
+        self.sent = monotonic()
+        if self.transport is None:
+            self._session.connect(self)
+        else:
+            self.fresh = False
+            self.transport.write(payload)
+
+    def take_over(self, lane: Lane) -> None:
+        """Send once more what was in flight on another connection; its clock keeps running."""
+        self.payload, self.scheduled, self.sent = lane.payload, lane.scheduled, lane.sent
+        self.retries = lane.retries + 1
+        self.busy, lane.busy = True, False
+        self._session.connect(self)
+
+    def connected(self) -> None:
+        """The connection is up: send what waits for it."""
+        if self.busy and self.transport is not None:
+            self.transport.write(self.payload)
+
+    def cut(self) -> None:
+        """Give up on what is in flight and close."""
+        if self.busy:
+            self._finish(monotonic(), "", cut=True)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; not an error of any request."""
+        self.dead = True
+        if self.transport is not None:
+            self.transport.abort()
+            self.transport = None
+
+    def fail(self, kind: str, retry_after: float = 0.0) -> None:
+        """The request in flight failed."""
+        if self.busy:
+            self._finish(monotonic(), kind, retry_after=retry_after)
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpResponseParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        now = monotonic()
+        if not self.busy or self._parser is None:
+            # Bytes that nobody asked for: the connection cannot be trusted to be in step any more.
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.close()
+            self.fail("malformed_http")
+            return
+        if self._stream:
+            if self._times:
+                edge = self._edge
+                count = data.count(self._marker) + (self._carry[-edge:] + data[:edge]).count(self._marker)
+                self._carry = data[-edge:] if len(data) >= edge else (self._carry + data)[-edge:]
+            else:
+                count = self._first_tokens(self._carry + data)
+            if count:
+                self._times.append(now)
+                self._counts.append(count)
+        if len(data) >= _MAX_REPLY_TAIL_READ:
+            self._tail = data[-TAIL_BYTES:]
+        else:
+            self._tail = (self._tail + data)[-TAIL_BYTES:]
+        if self.complete:
+            self._completed(now)
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.dead = True
+        self._session.lost(self)
+        if not self.busy:
+            return
+        if not self.fresh and not self._tail and not self.retries:
+            # The server closed a connection that had been idle, just as it was used again: nothing was processed, and
+            # any HTTP client sends once more.
+            self._session.again(self)
+        elif self.headers_done and self._until_close() and not self._session.wire.reply(self._tail).problem:
+            self._completed(monotonic())
+        else:
+            self.fail("truncated" if self._tail else ("tls" if isinstance(error, ssl.SSLError) else "connection_lost"))
+
+    # --- httptools
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self.headers_done = True
+        self._status = self._parser.get_status_code()
+
+    def on_message_complete(self) -> None:
+        # Replies of 1xx announce the real one.
+        if self._status >= 200:
+            self.complete = True
+            self._keep = self._parser is not None and self._parser.should_keep_alive()
+
+    # --- the end of a request
+
+    def _first_tokens(self, data: bytes) -> int:
+        """Of what has come before any token: how many frames there are from the first one on that carries a token."""
+        frames = data.split(self._marker)
+        last = len(frames) - 1
+        is_token = self._session.wire.is_token
+        for number in range(1, last + 1):
+            if number == last and b"\n" not in frames[last]:
+                # Half a frame: what it carries is seen when the rest has come.
+                self._carry = self._marker + frames[last]
+                return 0
+            if is_token(frames[number]):
+                self._carry = data[-self._edge :]
+                return last - number + 1
+        self._carry = data[-self._edge :]
+        return 0
+
+    def _until_close(self) -> bool:
+        """Whether the reply's length was given by nothing but the end of the connection (HTTP/1.0)."""
+        head = self._tail.lower()
+        return b"\r\ncontent-length:" not in head and b"\r\ntransfer-encoding:" not in head
+
+    def _completed(self, now: float) -> None:
+        if self._session.reconnect or not self._keep:
+            self.close()
+        if self._status != 200:
+            found = RETRY_AFTER.search(self._tail)
+            self._finish(now, f"http_{self._status}", retry_after=float(found[1]) if found else 0.0)
+            return
+        reply = self._session.wire.reply(self._tail)
+        if reply.problem:
+            self._finish(now, reply.problem)
+            return
+        times, counts, silent = self._times, self._counts, reply.silent
+        while silent and counts:
+            taken = min(silent, counts[-1])
+            counts[-1] -= taken
+            silent -= taken
+            if not counts[-1]:
+                counts.pop()
+                times.pop()
+        frames, gaps = sum(counts), len(times) - 1
+        records = self._session.records
+        if gaps > 0:
+            records.gaps.extend([b - a for a, b in pairwise(times)])
+        if reply.queued == reply.queued:
+            records.queued.append(reply.queued)
+        if reply.cached != UNKNOWN:
+            records.cached.append(reply.cached)
+        tokens_out = reply.tokens_out if reply.tokens_out != UNKNOWN else frames
+        if not times and self._stream and tokens_out:
+            self._finish(now, "no_tokens")
+            return
+        self.busy = False
+        first, last = (times[0], times[-1]) if times else (0.0, 0.0)
+        records.rows += pack_row(
+            self.scheduled, self.sent, first, last, now, reply.tokens_in, tokens_out, frames, max(0, gaps),
+            frames - gaps - 1 if frames else 0, OK, self.retries,
+        )  # fmt: skip
+        self._session.finished(self, now, OK)
+
+    def _finish(self, now: float, kind: str, *, cut: bool = False, retry_after: float = 0.0) -> None:
+        """A request that did not end well."""
+        self.busy = False
+        records = self._session.records
+        status = CUT if cut else records.status_of(kind)
+        first, last = (self._times[0], self._times[-1]) if self._times else (0.0, 0.0)
+        records.rows += pack_row(
+            self.scheduled, self.sent, first, last, now, UNKNOWN, UNKNOWN, sum(self._counts), 0, 0, status, self.retries
+        )
+        self._session.finished(self, now, status, retry_after)
+
+
+def error_kind(error: BaseException) -> str:
+    """What a failed attempt to connect is counted as."""
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    if isinstance(error, socket.gaierror):
+        return "dns"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection_refused"
+    if isinstance(error, TimeoutError):
+        return "connect_timeout"
+    if isinstance(error, ConnectionError):
+        return "connection_lost"
+    return "unreachable" if isinstance(error, OSError) else "connect_failed"

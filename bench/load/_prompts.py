@@ -1,0 +1,106 @@
+"""What is asked: prompts of an exact number of words, and how long the answers shall be.
+
+A prompt is common four-letter English words with single spaces: one word is one token for the simulator and for nearly
+every BPE vocabulary (a leading space and four letters). As all words have one length, a prompt is a slice of one long
+text. Its first three words are a serial number, so that no two prompts share a prefix that a server could have cached.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Protocol
+
+import stacks
+
+_ENCODED = tuple(
+    b"""
+    able also area away back ball band bank base bell best bill bird blue boat body bone book born both call calm
+    camp card care case cash city club coal coat cold come cook cool copy corn cost crew crop dark data date dawn
+    deal dear deep desk dish door down draw drop dust each earn east easy edge even ever exit face fact fair fall
+    farm fast feel file fill film find fine fire fish five flag flat flow food foot form four free from fuel full
+    game gate gift girl give glad goal gold good grow half hall hand hard have head hear heat help here high hill
+    hold home hope hour huge idea inch iron item join jump just keep kind king know lake land last late lead left
+    less life lift like line list
+    """.split()
+)
+_BASE = len(_ENCODED)
+_WIDTH = 5
+_SERIALS = _BASE**3
+_TEXT_WORDS = 1 << 16
+_LENGTHS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to be: `content` is a prompt ready to stand within JSON quotes, or a JSON list of chat messages."""
+
+    content: bytes
+    output_tokens: int
+    prompt_tokens: int
+    messages: bool = False
+
+
+class Source(Protocol):
+    """Where the asks come from."""
+
+    def __call__(self, serial: int) -> Ask:
+        """The ask of that number; the same number and seed give the same ask."""
+        ...
+
+
+def lengths(tokens: stacks.Tokens, seed: int, limit: int = 1 << 30) -> list[int]:
+    """4096 lengths with the asked mean and coefficient of variation, log-normal, shuffled by `seed`, each in 1..limit.
+
+    They are the distribution's quantiles at evenly spaced shares and not random draws, so that two runs differ in order
+    only and no run is faster than another because it drew shorter answers.
+    """
+    if tokens.cv == 0:
+        return [min(limit, max(1, round(tokens.mean)))]
+    sigma2 = math.log1p(tokens.cv**2)
+    mu, sigma = math.log(tokens.mean) - sigma2 / 2, math.sqrt(sigma2)
+    normal = NormalDist()
+    drawn = [math.exp(mu + sigma * normal.inv_cdf((i + 0.5) / _LENGTHS)) for i in range(_LENGTHS)]
+    # The tails that lie outside the outermost quantiles are missing from the mean: put them back.
+    scale = tokens.mean / (sum(drawn) / _LENGTHS)
+    whole = [min(limit, max(1, round(value * scale))) for value in drawn]
+    random.Random(seed).shuffle(whole)
+    return whole
+
+
+class Synthetic:
+    """Prompts and answer lengths from `stacks.Traffic`. `context_tokens` bounds prompt plus answer, if known."""
+
+    def __init__(self, traffic: stacks.Traffic, seed: int, context_tokens: int | None = None) -> None:
+        limit = context_tokens or 1 << 30
+        self._output = lengths(traffic.output_tokens, seed, max(1, limit - 1))
+        self._prompt = lengths(traffic.prompt_tokens, seed + 1, max(1, limit - 1))
+        self._limit = limit
+        self._text = _text(seed, max(_TEXT_WORDS, 2 * max(self._prompt)))
+        self._spare = len(self._text) // _WIDTH - max(self._prompt)
+        self._first = seed * 1_000_003 % _SERIALS
+
+    def __call__(self, serial: int) -> Ask:
+        prompt = self._prompt[serial % len(self._prompt)]
+        output = self._output[serial % len(self._output)]
+        if prompt + output > self._limit:
+            prompt = max(1, self._limit - output)
+        return Ask(self._words(serial, prompt), output, prompt)
+
+    def _words(self, serial: int, count: int) -> bytes:
+        number = (self._first + serial) % _SERIALS
+        head = b"%b %b %b " % (
+            _ENCODED[number % _BASE],
+            _ENCODED[number // _BASE % _BASE],
+            _ENCODED[number // (_BASE * _BASE)],
+        )
+        if count <= 3:
+            return head[: count * _WIDTH - 1]
+        start = serial * 7919 % self._spare * _WIDTH
+        return head + self._text[start : start + (count - 3) * _WIDTH - 1]
+
+
+def _text(seed: int, count: int) -> bytes:
+    return b" ".join(random.Random(seed).choices(_ENCODED, k=count)) + b" "

@@ -1,0 +1,227 @@
+"""The two dialects on the wire: a request as bytes, and what can be told from the bytes of a reply without parsing it.
+
+A streamed reply is read raw. Frames are counted by the bytes that begin one, and only the first frames (is this a
+token, or only the announcement of a role?) and the last ones (usage, end of stream) are looked into. JSON text cannot
+contain a bare line break or an unescaped quote, so these byte patterns cannot occur inside a generated text.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import orjson
+
+import stacks
+
+from ._prompts import Ask
+
+Engine = Literal["ollama", "vllm", "openai"]
+TAIL_BYTES = 4096
+
+# A frame with a token in it, however a server names the text.
+_TOKEN = re.compile(
+    rb'"(?:content|response|text|thinking|reasoning|reasoning_content)":\s*"[^"]|"tool_calls":\s*\[\s*\{'
+)
+_ROLE = re.compile(rb'"role":\s*"assistant"')
+_SILENT = re.compile(rb'"choices":\s*\[\s*\]|"delta":\s*\{\s*\}|"done":\s*true')
+_ERROR = re.compile(rb'(?:data:\s*|\n|^)\{\s*"(?:error"|object":\s*"error")')
+_CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}\r\n")
+_OPENAI_OUT, _OPENAI_IN = re.compile(rb'"completion_tokens":\s*(\d+)'), re.compile(rb'"prompt_tokens":\s*(\d+)')
+_OPENAI_CACHED = re.compile(rb'"cached_tokens":\s*(\d+)')
+_OLLAMA_OUT, _OLLAMA_IN = re.compile(rb'"eval_count":\s*(\d+)'), re.compile(rb'"prompt_eval_count":\s*(\d+)')
+_OLLAMA_TIMES = tuple(
+    re.compile(rb'"%b_duration":\s*(\d+)' % name) for name in (b"total", b"load", b"prompt_eval", b"eval")
+)
+_DONE_OLLAMA = re.compile(rb'"done":\s*true')
+RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*(\d{1,6}(?:\.\d{1,3})?)[ \t]*\r\n", re.IGNORECASE)
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The service to load.
+
+    `url`: http(s)://host[:port][/prefix]. `engine`: `ollama` speaks NDJSON on /api/…, `vllm` and `openai` speak SSE on
+    /v1/…; `openai` leaves out what only vLLM knows (`ignore_eos`). `endpoint`: chat, or plain generation (Ollama
+    generate, OpenAI completions). `headers` are added to every request, `api_key` as a bearer token. `extra`: keys
+    added to every body. `ca_file`: trusted instead of the system's; `insecure`: any certificate is accepted.
+    """
+
+    url: str
+    engine: Engine
+    model: str
+    endpoint: Literal["chat", "generate"] = "chat"
+    stream: bool = True
+    api_key: str = field(default="", repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+    ca_file: str = ""
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        try:
+            port_ok = parts.port is None or parts.port > 0
+        except ValueError:
+            port_ok = False
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or parts.query or parts.fragment:
+            raise stacks.InputError(
+                where="url",
+                got=self.url,
+                allowed="http(s)://host[:port][/prefix]",
+                fix="give the address of the service",
+            )
+        for name, value in (*self.headers, ("api key", self.api_key)):
+            if any(c in name + value for c in "\r\n\0"):
+                raise stacks.InputError(where=f"header {name}", got="a line break", allowed="one line", fix="remove it")
+
+    @property
+    def host(self) -> str:
+        return str(urlsplit(self.url).hostname)
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def path(self) -> str:
+        """What stands before the API's own paths."""
+        return urlsplit(self.url).path.rstrip("/").removesuffix("/v1")
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context, or None for plain HTTP. Raises InputError when the CA file cannot be read."""
+        if urlsplit(self.url).scheme != "https":
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+        except (OSError, ssl.SSLError) as error:
+            raise stacks.InputError(
+                where="ca file", got=f"{self.ca_file}: {error}", allowed="a readable PEM file", fix="correct the path"
+            ) from error
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def base_headers(self) -> list[tuple[str, str]]:
+        """The headers of every request, Host first."""
+        default = {"http": 80, "https": 443}[urlsplit(self.url).scheme]
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        host = name if self.port == default else f"{name}:{self.port}"
+        bearer = [("Authorization", f"Bearer {self.api_key}")] if self.api_key else []
+        return [("Host", host), ("User-Agent", "tollgate-bench"), *bearer, *self.headers]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the last bytes of a reply tell. `problem`: empty, or why the reply is not one. Counts are UNKNOWN (-1) where
+    the server did not say. `silent`: frames at the end that carry no token. `queued`: seconds the server says that the
+    request waited, nan where it does not say."""
+
+    problem: str
+    tokens_in: int
+    tokens_out: int
+    silent: int
+    cached: int = UNKNOWN
+    queued: float = float("nan")
+
+
+class Wire:
+    """Renders asks and reads replies for one target. Immutable, so that all connections share one."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.stream = target.stream
+        self.ollama = target.engine == "ollama"
+        self.marker = b'\n{"' if self.ollama else b"\ndata: {"
+        chat = target.endpoint == "chat"
+        path = {
+            (True, True): "/api/chat",
+            (True, False): "/api/generate",
+            (False, True): "/v1/chat/completions",
+            (False, False): "/v1/completions",
+        }[self.ollama, chat]
+        self.path = target.path + path
+        lines = [f"POST {self.path} HTTP/1.1", *(f"{k}: {v}" for k, v in target.base_headers())]
+        lines += ["Content-Type: application/json", "Content-Length: "]
+        self._head = "\r\n".join(lines).encode()
+        body = orjson.dumps({"model": target.model, **target.extra})[:-1]
+        self._messages = body + b',"messages":' if chat else b""
+        if chat:
+            self._before, after = body + b',"messages":[{"role":"user","content":"', b'"}]'
+        else:
+            self._before, after = body + b',"prompt":"', b'"'
+        if self.ollama:
+            options = b',"stream":%b,"options":{"num_predict":' % (b"true" if self.stream else b"false")
+            self._close = b"}}"
+        else:
+            usage = b',"stream":true,"stream_options":{"include_usage":true}' if self.stream else b""
+            eos = b',"ignore_eos":true' if target.engine == "vllm" else b""
+            options = usage + eos + b',"max_tokens":'
+            self._close = b"}"
+        self._after_messages, self._after = options, after + options
+
+    def request(self, ask: Ask) -> bytes:
+        """The whole HTTP request."""
+        if ask.messages:
+            body = b"%b%b%b%d%b" % (
+                self._messages, ask.content, self._after_messages, ask.output_tokens, self._close,
+            )  # fmt: skip
+        else:
+            body = b"%b%b%b%d%b" % (self._before, ask.content, self._after, ask.output_tokens, self._close)
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+    def is_token(self, frame: bytes) -> bool:
+        """Whether a frame carries a token: text, or nothing but without being only a role, a usage or an end."""
+        if _TOKEN.search(frame):
+            return True
+        return not (_ROLE.search(frame) and not self.ollama) and not _SILENT.search(frame)
+
+    def is_error(self, data: bytes) -> bool:
+        """Whether an error stands in the stream."""
+        return _ERROR.search(data) is not None
+
+    def reply(self, tail: bytes) -> Reply:
+        """Read the end of a complete reply: at most TAIL_BYTES, and all of it when it is shorter."""
+        found = self._reply(tail)
+        if found.problem or found.tokens_out == UNKNOWN:
+            # A proxy may cut chunks anywhere, even within the words that are looked for.
+            joined = self._reply(_CHUNK.sub(b"", tail))
+            if not joined.problem:
+                return joined
+        return found
+
+    def _reply(self, tail: bytes) -> Reply:
+        if b'"error"' in tail and _ERROR.search(tail):
+            return Reply("stream_error" if self.stream else "error_body", UNKNOWN, UNKNOWN, 0)
+        if self.ollama:
+            if not _DONE_OLLAMA.search(tail):
+                return Reply("unfinished_stream" if self.stream else "malformed", UNKNOWN, UNKNOWN, 0)
+            out, into = _last(_OLLAMA_OUT, tail), _last(_OLLAMA_IN, tail)
+            last = tail[tail.rfind(b"\n{") + 1 :] if b"\n{" in tail else tail
+            silent = 0 if _TOKEN.search(last) else 1
+            total, *parts = (_last(pattern, tail) for pattern in _OLLAMA_TIMES)
+            queued = max(0, total - sum(max(0, part) for part in parts)) / 1e9 if total > 0 else float("nan")
+            return Reply("", into, out, silent, queued=queued)
+        if self.stream and b"data: [DONE]" not in tail and b"data:[DONE]" not in tail:
+            return Reply("unfinished_stream", UNKNOWN, UNKNOWN, 0)
+        if not self.stream and b'"choices"' not in tail and b'"completion_tokens"' not in tail:
+            return Reply("malformed", UNKNOWN, UNKNOWN, 0)
+        end = tail[-1536:]
+        return Reply(
+            "",
+            _last(_OPENAI_IN, end),
+            _last(_OPENAI_OUT, end),
+            len(_SILENT.findall(end)) if self.stream else 0,
+            _last(_OPENAI_CACHED, end),
+        )
+
+
+def _last(pattern: re.Pattern[bytes], data: bytes) -> int:
+    found = pattern.findall(data)
+    return int(found[-1]) if found else UNKNOWN
