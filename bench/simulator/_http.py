@@ -1,0 +1,453 @@
+"""HTTP/1.1 on the event loop's own protocol classes: no framework, no task per request.
+
+A connection parses what comes, keeps complete requests in order, hands them one at a time to the application and writes
+what it answers. Everything a client can make grow has a bound: the head, the body, the requests in the pipe, the bytes
+waiting to be read by it, the time a request may take to arrive, the number of connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol, cast
+
+import httptools
+
+from ._options import warn
+
+MAX_HEAD = 64 << 10
+MAX_URL = 16 << 10
+MAX_PIPELINE = 64
+MAX_UNREAD = 4 << 20
+
+STATUS = {
+    100: "Continue",
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Request Entity Too Large",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
+
+
+class Request:
+    """One complete request. `headers` holds only what an application asks for: authorization, content-type, x-request-id."""
+
+    __slots__ = ("authorization", "body", "content_type", "keep", "method", "path", "query", "request_id")
+
+    def __init__(self, method: bytes, path: bytes, query: bytes, body: bytes, keep: bool) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.body = body
+        self.keep = keep
+        self.authorization = b""
+        self.content_type = b""
+        self.request_id = b""
+
+
+class Head:
+    """Response heads as one engine's web server writes them, with the date refreshed once a second."""
+
+    def __init__(self, *, dated_first: bytes, names: tuple[bytes, bytes, bytes]) -> None:
+        self._server = dated_first
+        self.length, self.type, self.transfer = names
+        self._second = 0
+        self.now = 0
+        self._date = b""
+        self._json: dict[bytes, bytes] = {}
+        self.refresh()
+
+    def refresh(self) -> int:
+        """The present second of the epoch; the cached heads carry its date."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = self.now = second
+            self._date = formatdate(second, usegmt=True).encode()
+            self._json.clear()
+        return second
+
+    def _start(self, status: int, content_type: bytes) -> bytes:
+        date = b"date" if self._server else b"Date"
+        return b"HTTP/1.1 %d %s\r\n%s: %s\r\n%s%s: %s\r\n" % (
+            status,
+            STATUS.get(status, "Unknown").encode(),
+            date,
+            self._date,
+            self._server,
+            self.type,
+            content_type,
+        )
+
+    def ok(self, content_type: bytes) -> bytes:
+        """The head of a 200 up to and with `content-length: `; the caller adds number, blank line and body."""
+        self.refresh()
+        found = self._json.get(content_type)
+        if found is None:
+            found = self._json[content_type] = self._start(200, content_type) + self.length + b": "
+        return found
+
+    def reply(self, status: int, content_type: bytes, body: bytes, *, close: bool = False, extra: bytes = b"") -> bytes:
+        """A whole response."""
+        self.refresh()
+        end = b"\r\nConnection: close\r\n\r\n" if close else b"\r\n\r\n"
+        return b"%s%s%s: %d%s%s" % (self._start(status, content_type), extra, self.length, len(body), end, body)
+
+    def stream(self, content_type: bytes) -> bytes:
+        """The head of a chunked 200."""
+        self.refresh()
+        key = b"chunked " + content_type
+        found = self._json.get(key)
+        if found is None:
+            found = self._json[key] = self._start(200, content_type) + self.transfer + b": chunked\r\n\r\n"
+        return found
+
+
+UVICORN = Head(dated_first=b"server: uvicorn\r\n", names=(b"content-length", b"content-type", b"transfer-encoding"))
+GIN = Head(dated_first=b"", names=(b"Content-Length", b"Content-Type", b"Transfer-Encoding"))
+
+
+class Work(Protocol):
+    """What a connection is busy with after a handler returned None."""
+
+    def abort(self) -> None:
+        """The client has gone."""
+
+
+class App(Protocol):
+    """What a server serves: `handle` answers at once with a whole response, or None and `connection.done()` later."""
+
+    head: Head
+
+    def handle(self, connection: Connection, request: Request) -> bytes | None: ...
+
+    def refuse(self, status: int, message: str) -> bytes:
+        """A whole response, closing, in the words of the dialect."""
+
+
+class Server:
+    """What the connections of one listener share."""
+
+    def __init__(
+        self,
+        app: App,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_connections: int,
+        max_body: int,
+        head_seconds: float,
+        idle_seconds: float,
+    ) -> None:
+        self.app = app
+        self.loop = loop
+        self.max_connections = max_connections
+        self.max_body = max_body
+        self.connections: set[Connection] = set()
+        self.epoch = 0
+        self.interval = max(0.05, min(5.0, head_seconds / 2, idle_seconds / 2))
+        self.head_epochs = max(1, round(head_seconds / self.interval))
+        self.idle_epochs = max(1, round(idle_seconds / self.interval))
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def joined(self, connection: Connection) -> bool:
+        """Count a new connection; False where there are too many."""
+        if len(self.connections) >= self.max_connections:
+            return False
+        self.connections.add(connection)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(self.interval, self._sweep)
+        return True
+
+    def _sweep(self) -> None:
+        """Close what has been silent or unfinished for too long; sleeps again once nobody is connected."""
+        self.epoch += 1
+        idle, late = self.epoch - self.idle_epochs, self.epoch - self.head_epochs
+        for connection in [c for c in self.connections if c.epoch <= late and not c.busy]:
+            if connection.partial:
+                connection.refuse(408, "request took too long to arrive")
+            elif connection.epoch <= idle and connection.transport is not None:
+                connection.transport.close()
+        self._sweeper = self.loop.call_later(self.interval, self._sweep) if self.connections else None
+
+    def protocol(self) -> Connection:
+        """One more connection (the protocol factory)."""
+        return Connection(self)
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for nothing."""
+        for connection in list(self.connections):
+            if not connection.busy and connection.transport is not None:
+                connection.transport.close()
+
+    def stop(self) -> None:
+        """Close all, at once."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client. `busy`: what it waits for; `partial`: a request has begun to arrive; `epoch`: of the last event."""
+
+    __slots__ = (
+        "_authorization",
+        "_body",
+        "_content_type",
+        "_expect",
+        "_inbox",
+        "_method",
+        "_parser",
+        "_paused",
+        "_raw",
+        "_request_id",
+        "_size",
+        "_url",
+        "busy",
+        "closing",
+        "epoch",
+        "keep",
+        "on_drain",
+        "partial",
+        "server",
+        "transport",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.transport: asyncio.Transport | None = None
+        self.busy: Work | None = None
+        self.partial = False
+        self.closing = False
+        self.keep = True
+        self.epoch = server.epoch
+        self.on_drain: Callable[[], None] | None = None
+        self._parser: httptools.HttpRequestParser | None = None
+        self._inbox: list[Request] = []
+        self._paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._body: bytes | bytearray = b""
+        self._size = 0
+        self._raw = 0
+        self._authorization = b""
+        self._content_type = b""
+        self._request_id = b""
+        self._expect = False
+        self._method = b""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if not self.server.joined(self):
+            self.refuse(503, "too many connections")
+            return
+        self._parser = httptools.HttpRequestParser(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        self.closing = True
+        self.transport = None
+        self._parser = None
+        self._inbox.clear()
+        self.on_drain = None
+        work, self.busy = self.busy, None
+        if work is not None:
+            work.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing or self._parser is None:
+            return
+        if not self.partial:
+            self.partial = True
+            self.epoch = self.server.epoch
+        if not self._method:
+            self._raw += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # An offer to speak something else (h2c, websocket) is declined by answering in HTTP/1.1.
+            self._parser = httptools.HttpRequestParser(self)
+            self._process()
+            rest = data[upgrade.args[0] :]
+            if rest:
+                self.data_received(rest)
+            return
+        except httptools.HttpParserError as error:
+            if self.closing:
+                return
+            context = error.__context__
+            if isinstance(context, Exception) and not isinstance(context, httptools.HttpParserError):
+                warn(f"simulator: {type(context).__name__} while parsing: {context}")
+            self._process()
+            self.refuse(400, "Invalid HTTP request received.")
+            return
+        if self._raw > MAX_HEAD and not self._method:
+            self.refuse(431, "request head is too large")
+            return
+        if self._inbox:
+            self._process()
+        elif self._expect and self.transport is not None and self.busy is None and not self.closing:
+            self._expect = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def eof_received(self) -> bool:
+        # As uvicorn and Go do: a client that has closed its side gets no answer any more.
+        return False
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        if self.transport is not None and self.transport.get_write_buffer_size() > MAX_UNREAD:
+            self.abort()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        callback, self.on_drain = self.on_drain, None
+        if callback is not None:
+            callback()
+
+    # httptools
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+        if len(self._url) > MAX_URL:
+            self.refuse(414, "request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._size += len(name) + len(value)
+        if self._size > MAX_HEAD:
+            self.refuse(431, "request head is too large")
+            return
+        size = len(name)
+        # Only names of these lengths matter; the rest is not even lower-cased.
+        if size == 12:
+            if name.lower() == b"content-type":
+                self._content_type = value
+            elif name.lower() == b"x-request-id":
+                self._request_id = value
+        elif size == 13:
+            if name.lower() == b"authorization":
+                self._authorization = value
+        elif size == 14:
+            if name.lower() == b"content-length" and value.isdigit() and int(value) > self.server.max_body:
+                self.refuse(413, "request body is too large")
+        elif size == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
+            self._expect = True
+
+    def on_headers_complete(self) -> None:
+        if self._parser is not None:
+            self._method = self._parser.get_method()
+            self._size = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > self.server.max_body:
+            self.refuse(413, "request body is too large")
+        elif not self._body:
+            self._body = body
+        else:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        if self.closing or parser is None:
+            return
+        path, _, query = self._url.partition(b"?")
+        request = Request(self._method, path, query, bytes(self._body), parser.should_keep_alive())
+        request.authorization = self._authorization
+        request.content_type = self._content_type
+        request.request_id = self._request_id
+        self._inbox.append(request)
+        self.partial = False
+        self._reset()
+
+    # The application
+
+    def _process(self) -> None:
+        """Hand over requests in order until one has to wait."""
+        inbox = self._inbox
+        server = self.server
+        served = 0
+        while inbox and self.busy is None and not self.closing:
+            if served == MAX_PIPELINE:
+                server.loop.call_soon(self._process)
+                return
+            served += 1
+            request = inbox.pop(0)
+            self.keep = request.keep
+            try:
+                answer = server.app.handle(self, request)
+            except Exception as error:  # noqa: BLE001 - one request must not take the server down
+                warn(f"simulator: {type(error).__name__} in {request.path!r}: {error}")
+                answer = server.app.refuse(500, "Internal Server Error")
+                self.keep = False
+            if answer is not None:
+                self.write(answer)
+                self._answered()
+        transport = self.transport
+        if transport is None:
+            return
+        if len(inbox) > MAX_PIPELINE:
+            transport.pause_reading()
+        elif not inbox and not transport.is_reading() and not self.closing:
+            with contextlib.suppress(RuntimeError):
+                transport.resume_reading()
+
+    def _answered(self) -> None:
+        self.epoch = self.server.epoch
+        if not self.keep and self.transport is not None:
+            self.closing = True
+            self.transport.close()
+
+    def write(self, data: bytes) -> None:
+        """Send; drops what can no longer be sent."""
+        if self.transport is not None:
+            self.transport.write(data)
+            if self._paused and self.transport.get_write_buffer_size() > MAX_UNREAD:
+                self.abort()
+
+    @property
+    def clogged(self) -> bool:
+        """Whether the client reads slower than it is sent to."""
+        return self._paused
+
+    def done(self) -> None:
+        """The work of the present request is over; go on with the next in the pipe."""
+        self.busy = None
+        self._answered()
+        if self._inbox and not self.closing:
+            self.server.loop.call_soon(self._process)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer an unusable request and hang up."""
+        if self.closing or self.transport is None:
+            return
+        self.closing = True
+        if self.busy is None:
+            self.transport.write(self.server.app.refuse(status, message))
+            self.transport.close()
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Hang up without a word."""
+        self.closing = True
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,0 +1,219 @@
+"""Ollama's own answers: newline-delimited JSON with the engine's durations in nanoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ._ask import chain
+from ._engine import Sequence, clock
+from ._library import Model, stamp
+from ._words import LENGTH, share
+
+if TYPE_CHECKING:
+    from ._http import Connection
+
+JSON = b"application/json; charset=utf-8"
+NDJSON = b"application/x-ndjson"
+
+
+class Native:
+    """One `/api/generate` or `/api/chat`. `said`: a text to answer with; `call`: a tool call to answer with."""
+
+    __slots__ = (
+        "arrived",
+        "call",
+        "chat",
+        "connection",
+        "cut",
+        "loaded",
+        "model",
+        "opened",
+        "pieces",
+        "seq",
+        "start",
+        "stops",
+        "text",
+    )
+    streams = False
+
+    def __init__(
+        self,
+        model: Model,
+        connection: Connection,
+        *,
+        chat: bool,
+        arrived: float,
+        text: str,
+        stops: tuple[str, ...],
+        said: str | None,
+        call: tuple[str, Any] | None,
+    ) -> None:
+        self.model = model
+        self.connection = connection
+        self.chat = chat
+        self.arrived = arrived
+        self.loaded = clock()
+        self.text = text
+        self.stops = stops
+        self.call = call
+        self.pieces: list[str] | None = None if said is None else [said[at : at + 4] for at in range(0, len(said), 4)]
+        self.opened = False
+        self.start = 0
+        self.cut = 0
+        self.seq: Sequence
+
+    def begin(self, prompt: int, room: int, *, forced: bool, busy: Callable[[], bytes]) -> bytes | None:
+        """Hand the request to the model's engine; bytes where it is answered at once (an error)."""
+        kitchen = self.model.kitchen
+        draw = kitchen.draws.next()
+        faults = kitchen.faults
+        if kitchen.faulty and share(draw, 1) < faults.error:
+            body = b'{"error":"llama runner process has terminated: signal: killed"}'
+            return kitchen.head.reply(500, JSON, body)
+        self.start = draw % LENGTH
+        tokens, reason = room, "length"
+        if not forced:
+            drawn = kitchen.draws.length(draw, 1 << 30)
+            tokens, reason = (drawn, "stop") if drawn < room else (room, "length")
+        if self.call is not None:
+            self.pieces = [""] * 16
+        if self.pieces is not None:
+            tokens, reason = len(self.pieces), "stop"
+        elif self.stops:
+            used, text, stop = kitchen.corpus.until(self.start, tokens, self.stops)
+            if stop:
+                tokens, reason = used, "stop"
+                self.pieces = [kitchen.corpus.piece(self.start + at).decode() for at in range(used)]
+                self.pieces[-1] = text[len("".join(self.pieces[:-1])) :]
+        seq = self.seq = Sequence(self, prompt, tokens, streams=self.streams, draw=draw, reason=reason)
+        seq.max_tokens = room
+        if kitchen.caching:
+            seq.chain = chain(self.text)
+        if kitchen.faulty:
+            seq.slow = faults.slow_factor if share(draw, 2) < faults.slow else 1.0
+            if share(draw, 3) < faults.disconnect:
+                self.cut = 1 + int(share(draw, 4) * max(1, tokens - 1))
+        self.connection.busy = self
+        if not kitchen.scheduler.submit(seq):
+            self.connection.busy = None
+            return busy()
+        return None
+
+    def abort(self) -> None:
+        self.model.scheduler.cancel(self.seq)
+
+    def piece(self, index: int) -> bytes:
+        """Token `index` of the answer, safe inside a JSON string."""
+        if self.pieces is None:
+            return self.model.kitchen.corpus.piece(self.start + index)
+        return orjson.dumps(self.pieces[index])[1:-1]
+
+    def on_token(self, seq: Sequence) -> None:
+        """One more token."""
+
+    def on_finish(self, seq: Sequence) -> None:
+        """The last token."""
+        raise NotImplementedError
+
+    def final(self, seq: Sequence, content: str) -> bytes:
+        """The last object: `done`, with counts and durations."""
+        body: dict[str, Any] = {"model": self.model.asked, "created_at": stamp()}
+        if self.chat:
+            message: dict[str, Any] = {"role": "assistant", "content": content}
+            if self.call is not None and not self.streams:
+                message["tool_calls"] = self._calls()
+            body["message"] = message
+        else:
+            body["response"] = content
+        body |= {
+            "done": True,
+            "done_reason": seq.reason,
+        }
+        if not self.chat:
+            body["context"] = [1, 2, 3]
+        body |= {
+            "total_duration": int((max(seq.last, clock()) - self.arrived) * 1e9),
+            "load_duration": int((self.loaded - self.arrived) * 1e9) + 1,
+            "prompt_eval_count": seq.prompt,
+            "prompt_eval_duration": int((seq.first - seq.admitted) * 1e9),
+            "eval_count": seq.made,
+            "eval_duration": int((seq.last - seq.first) * 1e9),
+        }
+        return orjson.dumps(body)
+
+    def _calls(self) -> list[dict[str, Any]]:
+        name, arguments = self.call or ("", {})
+        return [{"function": {"name": name, "arguments": arguments}}]
+
+
+class NativeWhole(Native):
+    """`"stream": false`: one object."""
+
+    __slots__ = ()
+
+    def on_finish(self, seq: Sequence) -> None:
+        """Everything is there: send it."""
+        if self.cut:
+            self.connection.abort()
+            return
+        if self.pieces is None:
+            text = self.model.kitchen.corpus.text(self.start, seq.made).decode()
+        else:
+            text = "".join(self.pieces)
+        body = self.final(seq, text)
+        kitchen = self.model.kitchen
+        self.connection.write(b"%b%d\r\n\r\n%b" % (kitchen.head.ok(JSON), len(body), body))
+        self.connection.done()
+
+
+class NativeStream(Native):
+    """One line per token, and one with the numbers."""
+
+    __slots__ = ()
+    streams = True
+
+    def on_token(self, seq: Sequence) -> None:
+        line = self._line(self.piece(seq.made - 1))
+        if not self.opened:
+            self.opened = True
+            line = self.model.kitchen.head.stream(NDJSON) + line
+        self.connection.write(line)
+        if self.cut and seq.made >= self.cut:
+            self.connection.abort()
+
+    def _line(self, piece: bytes) -> bytes:
+        model = self.model.asked_json
+        at = stamp().encode()
+        if self.chat:
+            line = b'{"model":%b,"created_at":"%b","message":{"role":"assistant","content":"%b"},"done":false}\n' % (
+                model,
+                at,
+                piece,
+            )
+        else:
+            line = b'{"model":%b,"created_at":"%b","response":"%b","done":false}\n' % (model, at, piece)
+        return b"%x\r\n%b\r\n" % (len(line), line)
+
+    def on_finish(self, seq: Sequence) -> None:
+        """The last token in its own line, then the numbers."""
+        parts = []
+        if not self.opened:
+            parts.append(self.model.kitchen.head.stream(NDJSON))
+        if self.call is not None:
+            body: dict[str, Any] = {"model": self.model.asked, "created_at": stamp()}
+            line = (
+                orjson.dumps(
+                    body | {"message": {"role": "assistant", "content": "", "tool_calls": self._calls()}, "done": False}
+                )
+                + b"\n"
+            )
+            parts.append(b"%x\r\n%b\r\n" % (len(line), line))
+        else:
+            parts.append(self._line(self.piece(seq.made - 1)))
+        line = self.final(seq, "") + b"\n"
+        parts.append(b"%x\r\n%b\r\n0\r\n\r\n" % (len(line), line))
+        self.connection.write(b"".join(parts))
+        self.connection.done()

@@ -1,0 +1,138 @@
+"""An engine with given latencies: the first token `ttft` after a slot is free, then one every `itl`.
+
+One timer wheel of 1 ms (the resolution of uvloop's timers) serves all streams: a token's due time is computed from the
+request's start, never from when the one before it was really sent, so gaps do not drift.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from ._engine import Scheduler, Sequence, clock
+from ._options import Engine as EngineOptions
+from ._stats import Stats
+
+_TICKS = 1000.0
+
+
+class PacedEngine(Scheduler):
+    """Fixed TTFT and inter-token latency, seconds; with jitter both vary by a normal of that coefficient of variation."""
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        stats: Stats,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        slowdown: Callable[[float], float] | None = None,
+    ) -> None:
+        super().__init__(options, stats)
+        sim = options.sim
+        self.loop = loop
+        self.ttft = (sim.ttft or 0.0) / sim.speed
+        self.itl = (sim.itl or 0.0) / sim.speed
+        self.slowdown = slowdown
+        rng = random.Random(sim.seed ^ 0x717)
+        self._jitter = [max(0.05, rng.gauss(1.0, sim.jitter)) for _ in range(1024)] if sim.jitter else []
+        self.instant = self.ttft == 0 and self.itl == 0
+        self._buckets: dict[int, list[Sequence]] = {}
+        self._heap: list[int] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_tick = 0
+        self._stopped = False
+
+    def kv_usage(self) -> float:
+        return self.active / self.max_seqs
+
+    def _wake(self) -> None:
+        now = clock()
+        while self.active < self.max_seqs and self._next() is not None:
+            seq = self.waiting.popleft()
+            self.queued -= 1
+            self.active += 1
+            seq.state = 1
+            seq.admitted = max(now, seq.arrived)
+            self.stats.prefix(seq.prompt, 0)
+            self._due(seq, seq.admitted + self._span(seq, self.ttft))
+
+    def _leave(self, seq: Sequence) -> None:
+        self.active -= 1
+        if self.queued:
+            self.loop.call_soon(self._wake)
+
+    def _span(self, seq: Sequence, base: float) -> float:
+        span = base * seq.slow
+        if self._jitter:
+            span *= self._jitter[(seq.draw + seq.made * 7) & 1023]
+        return span if self.slowdown is None else self.slowdown(span)
+
+    def _due(self, seq: Sequence, when: float) -> None:
+        seq.last = when
+        if not seq.streams and seq.made == 1:
+            # Nobody sees the tokens between: one event, at the end.
+            rest = seq.output - 1
+            if self._jitter:
+                for _ in range(rest - 1):
+                    when += self._span(seq, self.itl)
+            else:
+                when += (rest - 1) * self._span(seq, self.itl)
+            seq.made = seq.output - 1
+            self.stats.gaps((when - seq.last) / (rest - 1) if rest > 1 else 0.0, rest - 1)
+            seq.last = when
+        tick = -int(-when * _TICKS // 1)
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = [seq]
+            heappush(self._heap, tick)
+            if self._timer is None or tick < self._timer_tick:
+                self._arm(tick)
+        else:
+            bucket.append(seq)
+
+    def _arm(self, tick: int) -> None:
+        if self._stopped:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_tick = tick
+        self._timer = self.loop.call_later(max(0.0, tick / _TICKS - clock()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        heap, buckets = self._heap, self._buckets
+        now = clock() * _TICKS + 0.6
+        while heap and heap[0] <= now:
+            for seq in buckets.pop(heappop(heap)):
+                if seq.state == 1:
+                    self._token(seq)
+        if heap and self._timer is None:
+            self._arm(heap[0])
+
+    def _token(self, seq: Sequence) -> None:
+        when = seq.last
+        seq.made += 1
+        if seq.made == 1:
+            seq.first = when
+            self.stats.first_token(seq)
+        else:
+            self.stats.gaps(self.itl * seq.slow, 1)
+        if seq.made >= seq.output:
+            self._leave(seq)
+            seq.state = 2
+            self.stats.finished(seq)
+            seq.sink.on_finish(seq)
+            self._after()
+            return
+        if seq.streams:
+            seq.sink.on_token(seq)
+        if seq.state == 1:
+            self._due(seq, when + self._span(seq, self.itl))
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

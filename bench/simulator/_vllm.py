@@ -1,0 +1,253 @@
+"""The vLLM dialect: its OpenAI server's routes, errors and metrics, as version 0.32 has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from . import _ask
+from ._answers import JSON, Kitchen, answer, dumps
+from ._ask import Refused
+from ._exposition import exposition
+from ._http import UVICORN, Connection, Request
+from ._options import Engine
+from ._words import count
+
+if TYPE_CHECKING:
+    from ._machine import Machine
+
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+Handler = Callable[[Connection, Request], bytes | None]
+
+
+class Vllm:
+    """The application of one vLLM server."""
+
+    head = UVICORN
+
+    def __init__(self, machine: Machine, options: Engine) -> None:
+        self.machine = machine
+        self.options = options
+        self.models = options.models
+        self.kitchens = {name: machine.kitchen(name, self.head) for name in options.models}
+        self.engine = machine.scheduler(options.source)
+        self.created = int(time.time())
+        self.keys = frozenset(b"Bearer " + key.encode() for key in options.api_keys)
+        self.draining = False
+        # path -> (allowed method, handler)
+        self.routes: dict[bytes, tuple[bytes, Handler]] = {
+            b"/v1/chat/completions": (b"POST", self.chat),
+            b"/v1/completions": (b"POST", self.completions),
+            b"/v1/models": (b"GET", self.list_models),
+            b"/v1/embeddings": (b"POST", self.embeddings),
+            b"/health": (b"GET", self.health),
+            b"/ping": (b"GET", self.health),
+            b"/version": (b"GET", self.version),
+            b"/metrics": (b"GET", self.metrics),
+            b"/load": (b"GET", self.load),
+            b"/tokenize": (b"POST", self.tokenize),
+            b"/detokenize": (b"POST", self.detokenize),
+            b"/openapi.json": (b"GET", self.openapi),
+        }
+
+    def busy(self) -> bool:
+        """Whether anybody still waits for an answer."""
+        return self.engine.busy
+
+    def handle(self, connection: Connection, request: Request) -> bytes | None:
+        found = self.routes.get(request.path)
+        if found is None:
+            return self._error(404, "Not Found", "Not Found")
+        method, handler = found
+        if request.method != method and not (request.method == b"HEAD" and method == b"GET"):
+            return self._error(405, "Method Not Allowed", "Method Not Allowed", extra=b"allow: %b\r\n" % method)
+        if self.keys and request.path.startswith(b"/v1") and request.authorization not in self.keys:
+            return self.head.reply(401, JSON, b'{"error":"Unauthorized"}')
+        try:
+            found_answer = handler(connection, request)
+        except Refused as refused:
+            found_answer = self._error(refused.status, refused.message, refused.kind, refused.param)
+            path = request.path.decode()
+            self.machine.stats.http(
+                path, request.method.decode(), refused.status, len(request.body), len(found_answer), 0.0
+            )
+        if request.method == b"HEAD" and found_answer is not None:
+            return found_answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        return found_answer
+
+    def refuse(self, status: int, message: str) -> bytes:
+        if status == 400:
+            return self.head.reply(400, b"text/plain; charset=utf-8", message.encode(), close=True)
+        kind = {500: "InternalServerError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
+        return self._error(status, message, kind, close=True)
+
+    def _error(
+        self, status: int, message: str, kind: str, param: str | None = None, *, close: bool = False, extra: bytes = b""
+    ) -> bytes:
+        try:
+            body = orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
+        except TypeError:  # a lone surrogate in what the client sent
+            body = orjson.dumps({"error": {"message": "invalid text", "type": kind, "param": None, "code": status}})
+        return self.head.reply(status, JSON, body, close=close, extra=extra)
+
+    def _json(self, value: Any) -> bytes:
+        return self.head.reply(200, JSON, dumps(value))
+
+    # Completions
+
+    def chat(self, connection: Connection, request: Request) -> bytes | None:
+        """POST /v1/chat/completions"""
+        self._content_type(request)
+        draw = self.machine.draws.next()
+        data = _ask.read(request.body)
+        ask = _ask.chat(data, draw, auto_tools=self.options.auto_tools)
+        return self._answer(connection, request, ask, draw, _CHAT)
+
+    def completions(self, connection: Connection, request: Request) -> bytes | None:
+        """POST /v1/completions"""
+        self._content_type(request)
+        draw = self.machine.draws.next()
+        ask = _ask.completion(_ask.read(request.body))
+        return self._answer(connection, request, ask, draw, _COMPLETIONS)
+
+    def _content_type(self, request: Request) -> None:
+        kind = request.content_type
+        if kind != JSON and kind.lower().partition(b";")[0].strip() != JSON:
+            message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+            raise Refused(400, message, "Bad Request")
+
+    def _kitchen(self, model: str) -> Kitchen:
+        kitchen = self.kitchens.get(model) if model else self.kitchens[self.models[0]]
+        if kitchen is None:
+            aliases = ", ".join(self.models)
+            raise Refused(
+                404, f"The model `{model}` does not exist. Valid aliases: {aliases}.", "NotFoundError", "model"
+            )
+        return kitchen
+
+    def _answer(self, connection: Connection, request: Request, ask: _ask.Ask, draw: int, route: str) -> bytes | None:
+        kitchen = self._kitchen(ask.model)
+        limit = self.options.context_tokens
+        prompt = max(ask.prompts)
+        wanted = ask.max_tokens
+        if wanted is not None and wanted > limit:
+            raise Refused(
+                400,
+                f"max_tokens={wanted} cannot be greater than max_model_len={limit}. Please request fewer output tokens. "
+                f"(parameter=max_tokens, value={wanted})",
+                param="max_tokens",
+            )
+        if prompt + (wanted or 1) > limit:
+            raise Refused(
+                400,
+                f"This model's maximum context length is {limit} tokens. However, you requested {wanted or 0} output tokens and "
+                f"your prompt contains at least {prompt} input tokens, for a total of at least {prompt + (wanted or 0)} tokens. "
+                "Please reduce the length of the input prompt or the number of requested output tokens. "
+                f"(parameter=input_tokens, value={prompt})",
+                param="input_tokens",
+            )
+        if self.draining:
+            return self.refuse(503, "The server is shutting down.")
+        room = wanted if wanted is not None else limit - prompt
+        found = answer(kitchen, connection, ask, draw, room, request.request_id, route, len(request.body))
+        if found is None and connection.busy is None and not connection.closing:
+            return self._error(503, "Request queue is full.", "ServiceUnavailableError")
+        return found
+
+    # The rest
+
+    def list_models(self, connection: Connection, request: Request) -> bytes:
+        """GET /v1/models"""
+        permission = {
+            "id": "modelperm-" + "%016x" % (self.created * 0x9E3779B97F4A7C15 & (1 << 64) - 1),
+            "object": "model_permission",
+            "created": self.created,
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
+        cards = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self.created,
+                "owned_by": "vllm",
+                "root": self.options.source,
+                "parent": None,
+                "max_model_len": self.options.context_tokens,
+                "permission": [permission],
+            }
+            for name in self.models
+        ]
+        return self._json({"object": "list", "data": cards})
+
+    def health(self, connection: Connection, request: Request) -> bytes:
+        """GET /health: empty 200, or 503 once the server drains"""
+        return self.head.reply(503 if self.draining else 200, JSON, b"")
+
+    def version(self, connection: Connection, request: Request) -> bytes:
+        """GET /version"""
+        return self._json({"version": self.options.version})
+
+    def load(self, connection: Connection, request: Request) -> bytes:
+        """GET /load"""
+        return self._json({"server_load": self.engine.active + self.engine.queued})
+
+    def metrics(self, connection: Connection, request: Request) -> bytes | None:
+        """GET /metrics, of all workers together"""
+
+        def show(values: list[float], handlers: dict[tuple[str, str, str], list[float]]) -> bytes:
+            text = exposition(
+                self.machine.stats, values, handlers, self.options, self.machine.blocks, self.machine.started
+            )
+            return self.head.reply(200, _TEXT, text)
+
+        return self.machine.collect(connection, self.engine, show)
+
+    def embeddings(self, connection: Connection, request: Request) -> bytes:
+        """POST /v1/embeddings"""
+        self._content_type(request)
+        data = _ask.read(request.body)
+        self._kitchen(_ask._model(data))
+        given = data.get("input")
+        inputs = given if isinstance(given, list) and not all(type(t) is int for t in given) else [given]
+        if given is None or not inputs:
+            raise _ask._invalid("missing", "input", "Field required", data)
+        return self._json(self.machine.embeddings(inputs, data, self._kitchen(_ask._model(data)).model))
+
+    def tokenize(self, connection: Connection, request: Request) -> bytes:
+        """POST /tokenize"""
+        data = _ask.read(request.body)
+        if isinstance(data.get("prompt"), str):
+            total = count(data["prompt"])
+        elif isinstance(data.get("messages"), list):
+            total = _ask.chat(data, 0, auto_tools=True).prompts[0]
+        else:
+            raise _ask._invalid("missing", "prompt", "Field required", data)
+        tokens = [1000 + (i * 7919) % 200000 for i in range(total)]
+        answer_ = {"count": total, "max_model_len": self.options.context_tokens, "tokens": tokens, "token_strs": None}
+        return self._json(answer_)
+
+    def detokenize(self, connection: Connection, request: Request) -> bytes:
+        """POST /detokenize: words of the vocabulary, as many as tokens were given"""
+        data = _ask.read(request.body)
+        tokens = data.get("tokens")
+        if not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):
+            raise _ask._invalid("list_type", "tokens", "Input should be a valid list", tokens)
+        return self._json({"prompt": self.machine.corpus.text(0, len(tokens)).decode().strip()})
+
+    def openapi(self, connection: Connection, request: Request) -> bytes:
+        """GET /openapi.json"""
+        from ._openapi import vllm_document
+
+        return self._json(vllm_document(self.options.version))
