@@ -1,7 +1,8 @@
 """The toll: a Job that measures the deployed service with the stack's own traffic, and the evidence made of it.
 
 The Job runs once per trigger (release, traffic, fleet, benchmark): the digest of those names it, so an `up` that
-changes none of them measures nothing again. The pod may only write its one result; the signing key never enters the cluster.
+changes none of them measures nothing again. The pod may only write its one result;
+the signing key never enters the cluster.
 """
 
 from __future__ import annotations

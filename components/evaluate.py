@@ -1,7 +1,7 @@
 """`python -m components.evaluate STACK…`: what a program would make, as JSON, without engine, credentials or cluster.
 
-One line per stack: {"stack", "resources": [{"type", "name", "inputs"}], "error"}. Run it inside a checkout: it evaluates
-that checkout's code and files, which is how `preview` compares two commits.
+One line per stack: {"stack", "resources": [{"type", "name", "inputs"}], "error"}. Run it inside a checkout: it
+evaluates that checkout's code and files, which is how `preview` compares two commits.
 """
 
 from __future__ import annotations

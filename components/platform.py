@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import gate
 import pulumi
 import pulumi_kubernetes as k8s
 
+import gate
 import planner
 import stacks
 import values

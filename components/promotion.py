@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import gate
 import pulumi
 
+import gate
 import stacks
 
 from ._base import Component

@@ -6,11 +6,13 @@ import sys
 from importlib import import_module
 from typing import Any
 
-import click
-import stacks
 import typer
+import typer.core
+import typer.main
 from rich.console import Console
 from rich.text import Text
+
+import stacks
 
 # In the order of the loop. The words stand here so that `--help` and completion load no room.
 COMMANDS = {
@@ -33,23 +35,22 @@ COMMANDS = {
 class _Rooms(typer.core.TyperGroup):
     """A group whose commands are imported when they are asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"tollgate.commands.{cmd_name}")
         target: Any = getattr(module, "app", None)
         if target is None:
-            target = typer.Typer(rich_markup_mode=None)
+            target = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
             target.command()(getattr(module, cmd_name))
-        command: click.Command = typer.main.get_command(target)
+        command = typer.main.get_command(target)
         command.name = cmd_name
-        command.short_help = COMMANDS[cmd_name]
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -71,24 +72,16 @@ def _root() -> None:
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 refused by the gate, 130 interrupted."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except stacks.TollgateError as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader went away (`| head`): nothing is wrong and nobody is there to be told.
         sys.stderr.close()
         sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

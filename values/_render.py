@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import planner
 import yaml
 
+import planner
 import stacks
 
 # A start may take this many times as long as the plan says before Kubernetes gives the pod up: disks, image streaming
