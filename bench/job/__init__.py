@@ -2,6 +2,6 @@
 
 from ._config import JobConfig, load
 from ._kube import ConfigMaps
-from ._main import main
+from ._main import line, main, milliseconds
 
-__all__ = ["ConfigMaps", "JobConfig", "load", "main"]
+__all__ = ["ConfigMaps", "JobConfig", "line", "load", "main", "milliseconds"]

@@ -82,8 +82,8 @@ def line(now: generator.Progress) -> str:
         f"run {now.run}/{now.runs} {now.phase}",
         f"{now.rate:.1f} req/s",
         f"{now.concurrency} in flight",
-        f"ttft p50 {_ms(now.ttft_p50)} p95 {_ms(now.ttft_p95)}",
-        f"e2e p50 {_ms(now.e2e_p50)} p95 {_ms(now.e2e_p95)}",
+        f"ttft p50 {milliseconds(now.ttft_p50)} p95 {milliseconds(now.ttft_p95)}",
+        f"e2e p50 {milliseconds(now.e2e_p50)} p95 {milliseconds(now.e2e_p95)}",
         f"ok {now.ok} failed {now.failed}",
         f"eta {now.eta:.0f} s",
     ]
@@ -96,15 +96,19 @@ def summary(metrics: dict[str, float]) -> str:
     """The few numbers that are asked for first."""
     ttft, e2e = metrics.get("ttft_p95_seconds", math.nan), metrics.get("e2e_p95_seconds", math.nan)
     return (
-        f"{metrics.get('requests_per_second', 0):.2f} req/s, {metrics.get('output_tokens_per_second', 0):.0f} tokens/s, "
-        f"ttft p95 {_ms(ttft)}, e2e p95 {_ms(e2e)}, errors {metrics.get('error_rate', 0):.2%}"
+        f"{metrics.get('requests_per_second', 0):.2f} req/s, "
+        f"{metrics.get('output_tokens_per_second', 0):.0f} tokens/s, "
+        f"ttft p95 {milliseconds(ttft)}, e2e p95 {milliseconds(e2e)}, errors {metrics.get('error_rate', 0):.2%}"
     )
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """`seconds` for people: ms below one second; `-` for nan."""
     if seconds != seconds:
         return "-"
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _end(text: str, code: int) -> int:

@@ -25,11 +25,11 @@ _MAX_REPLY_TAIL_READ = TAIL_BYTES // 2
 
 
 class Lane(asyncio.Protocol):
-    """A connection that is opened when first needed and kept alive; once `dead`, another takes its place."""
+    """A connection, opened when first needed and kept alive; once `dead`, another takes its place."""
 
     __slots__ = (
-        "_carry", "_counts", "_edge", "_keep", "_marker", "_parser", "_session", "_status", "_stream", "_tail", "_times",
-        "busy", "complete", "dead", "fresh", "headers_done", "payload", "retries", "scheduled", "sent", "transport",
+        "_carry", "_counts", "_edge", "_keep", "_marker", "_parser", "_session", "_status", "_stream", "_tail",
+        "_times", "busy", "complete", "dead", "fresh", "headers_done", "payload", "retries", "scheduled", "sent", "transport",
         "user",
     )  # fmt: skip
 

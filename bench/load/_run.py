@@ -120,7 +120,7 @@ def run(
     SIGINT and SIGTERM end it early when called from the main thread; the run that was going on is then kept, marked
     invalid. Raises TollgateError when the service cannot be measured at all, InputError for a wrong address.
     """
-    stopper = stopper or Stopper()
+    stopper = Stopper() if stopper is None else stopper
     began = monotonic()
     server = wait(target, timeout=settings.ready_timeout, say=say)
     sources = source or (lambda number: Synthetic(traffic, settings.seed + number, settings.context_tokens))
@@ -191,7 +191,7 @@ async def _one_run(
             series.take(session.bin_ok, session.bin_latency, session.bin_failed)
             if floor is not None:
                 found = series.warm_up(elapsed, settings.seconds, floor)
-            guess = series.begin(elapsed, floor) if floor is not None else None
+            guess = series.begin(elapsed, floor, min(0.4 * elapsed, elapsed - floor)) if floor is not None else None
             report(_progress(session, number, settings, report, elapsed, guess))
             if stopper or session.done or found is not None or elapsed >= settings.patience * settings.seconds:
                 break

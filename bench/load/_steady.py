@@ -1,8 +1,8 @@
 """Where warm-up ends: a change-point on the latency series, and a test that what follows is level.
 
 The truncation point is the one that minimises the marginal standard error (White, MSER, Simulation 69:6, 1997):
-dropping more of the beginning pays as long as it lowers the variance faster than it lowers the number of samples. Weighted
-here, as each bin of time holds another number of requests.
+dropping more of the beginning pays as long as it lowers the variance faster than it lowers the number of samples.
+Weighted here, as each bin of time holds another number of requests.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+"""When things go wrong, every request is accounted for exactly once and the report says what happened."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stacks
+
+Serve = Callable[..., str]
+Measured = Callable[..., Any]
+
+
+@pytest.mark.parametrize("engine", ["ollama", "vllm"])
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("503", "http_503"),
+        ("429", "http_429"),
+        ("garbage", "malformed_http"),
+        ("reset", "connection_lost"),
+        ("truncate", "truncated"),
+        ("no_end", "unfinished_stream"),
+        ("stream_error", "stream_error"),
+    ],
+)
+def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
+    serve: Serve, measured: Measured, engine: str, fault: str, kind: str
+) -> None:
+    url = serve("--ttft", 0.02, "--itl", 0.005, "--fault", fault, "--every", 7)
+    (run,) = measured(url, engine, seconds=1.0).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    if fault == "reset":
+        # On a kept connection that says nothing before it closes, one silent retry is what any HTTP client does.
+        assert run.client["retries"] > 0
+    else:
+        assert set(run.errors) == {kind}
+        assert run.failed == run.errors[kind] > 0
+        assert run.metrics["error_rate"] == pytest.approx(1 / 7, abs=0.05)
+    assert run.ok > 20
+    assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.01)
+
+
+def test_a_request_that_is_never_answered_times_out(serve: Serve, measured: Measured) -> None:
+    url = serve("--ttft", 0.02, "--fault", "hang", "--every", 20)
+    (run,) = measured(url, request_timeout=0.5).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    assert set(run.errors) == {"timeout"}
+
+
+def test_a_server_that_dies_mid_run_leaves_every_request_accounted_for(serve: Serve, measured: Measured) -> None:
+    url = serve("--ttft", 0.02, "--itl", 0.005, "--fault", "die", "--every", 150)
+    (run,) = measured(url, seconds=2.0).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    assert run.failed > 0
+    assert "connection_refused" in run.errors
+    # A dead server is not flooded: five users wait longer after each refusal.
+    assert run.errors["connection_refused"] < 100
+
+
+def test_a_server_that_only_fails_gives_an_invalid_run(serve: Serve, measured: Measured) -> None:
+    url = serve("--fault", "503", "--every", 1)
+    with pytest.raises(stacks.TollgateError, match="503"):
+        measured(url)
+
+
+def test_retry_after_is_waited_for(serve: Serve, measured: Measured) -> None:
+    url = serve("--ttft", 0.01, "--fault", "503", "--every", 2)
+    (run,) = measured(url, users=4, seconds=3.0).runs
+    # One of two fails and then waits for a second: about one failure per user and second.
+    assert 4 <= run.failed <= 16
+
+
+def test_nobody_there_is_said_in_one_line(measured: Measured) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(stacks.TollgateError, match=r"gave up after 1 s.*does not answer"):
+        measured(f"http://127.0.0.1:{port}", ready_timeout=1.0)
+
+
+def test_a_name_that_does_not_resolve_is_said_in_one_line(measured: Measured) -> None:
+    with pytest.raises(stacks.TollgateError, match="does not answer"):
+        measured("http://nobody.invalid", ready_timeout=0.5)
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(serve: Serve) -> None:
+    from bench.load import Target, wait
+
+    with pytest.raises(stacks.TollgateError, match=r"has no model large \(it has tiny\)"):
+        wait(Target(url=serve(), engine="ollama", model="large"), timeout=0.3)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:80", "http://", "http://h:0x", "http://h/?q"])
+def test_a_wrong_address_is_refused_before_anything_is_sent(measured: Measured, url: str) -> None:
+    with pytest.raises(stacks.InputError, match="allowed: http"):
+        measured(url)
+
+
+def test_tls_and_api_keys_work_and_a_certificate_that_nobody_trusts_does_not(
+    serve: Serve, measured: Measured, certificate: Path
+) -> None:
+    file = certificate
+    url = serve("--ttft", 0.02, "--certificate", file, "--key", "sesame", scheme="https")
+    (run,) = measured(url, "vllm", ca_file=str(file), api_key="sesame").runs
+    assert run.valid, run.invalid_because
+    assert run.ok > 50
+    with pytest.raises(stacks.TollgateError, match="API key"):
+        measured(url, "vllm", ca_file=str(file), api_key="wrong")
+    with pytest.raises(stacks.TollgateError, match="certificate"):
+        measured(url, "vllm", api_key="sesame", ready_timeout=0.5)
+
+
+def test_ctrl_c_gives_a_partial_result_that_says_so(serve: Serve, tmp_path: Path) -> None:
+    url = serve("--ttft", 0.02)
+    file = tmp_path / "result.json"
+    command = [sys.executable, "-m", "tollgate", "bench", "--url", url, "--model", "tiny", "--engine", "ollama"]
+    process = subprocess.Popen(
+        [*command, "--duration", "60", "--json", str(file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(stacks.__file__).parents[1],
+    )
+    assert process.stdout is not None
+    while "alone" not in process.stdout.readline():
+        pass
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "interrupted" in text
+    assert '"valid": false' in file.read_text()
