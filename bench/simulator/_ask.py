@@ -61,6 +61,13 @@ def _not_json(body: bytes) -> Refused:
     return _invalid("json_invalid", str(position), "JSON decode error", {}, f", 'ctx': {{'error': '{reason}'}}")
 
 
+# With nothing but these a chat needs no further look.
+_COMMON = frozenset(
+    ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "temperature", "top_p")
+    + ("seed", "ignore_eos", "n", "stop")
+)
+
+
 class Ask:
     """One request, checked.
 
@@ -250,8 +257,8 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
         ask.max_tokens = _positive(_integer(data, "max_tokens"), "max_tokens")
     else:
         ask.max_tokens = _positive(_integer(data, "max_completion_tokens"), "max_completion_tokens")
-    if len(data) > 2:
-        _limits(data, ask)
+    _limits(data, ask)
+    if not data.keys() <= _COMMON:
         if _flag(data, "logprobs"):
             ask.logprobs = _integer(data, "top_logprobs", 0)
             if not 0 <= (ask.logprobs or 0) <= 20:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import sys
@@ -22,10 +23,8 @@ def _call(
         response = connection.getresponse()
         if response.status >= 400:
             text = response.read().decode("utf-8", "replace")
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]
-            except (ValueError, KeyError, TypeError):
-                pass
             raise ConnectionError(text)
         for line in response:
             if line.strip():

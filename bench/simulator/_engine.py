@@ -265,12 +265,9 @@ class BatchEngine(Scheduler):
             return
         duration = 0.0
         if prefilling:
-            duration += self.timing.prefill_seconds(prefilling, len(running))
+            duration += self.timing.prefill_seconds(prefilling, decoding)
         if decoding:
             duration += self.timing.decode_step_seconds(decoding, context / decoding)
-        elif ready:
-            # The first token of a prompt alone costs one pass over the weights too, inside the prefill's own cost.
-            duration = max(duration, self.timing.decode_step_seconds(1, 0))
         duration /= self.speed
         if self.slowdown is not None:
             duration = self.slowdown(duration)

@@ -212,6 +212,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_raw",
+        "_refusal",
         "_request_id",
         "_size",
         "_url",
@@ -236,6 +237,7 @@ class Connection(asyncio.Protocol):
         self.on_drain: Callable[[], None] | None = None
         self._parser: httptools.HttpRequestParser | None = None
         self._inbox: list[Request] = []
+        self._refusal = b""
         self._paused = False
         self._reset()
 
@@ -271,7 +273,7 @@ class Connection(asyncio.Protocol):
             work.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.closing or self._parser is None:
+        if self.closing or self._refusal or self._parser is None:
             return
         if not self.partial:
             self.partial = True
@@ -289,13 +291,14 @@ class Connection(asyncio.Protocol):
                 self.data_received(rest)
             return
         except httptools.HttpParserError as error:
-            if self.closing:
+            if self.closing or self._refusal:
+                self._process()
                 return
             context = error.__context__
             if isinstance(context, Exception) and not isinstance(context, httptools.HttpParserError):
                 warn(f"simulator: {type(context).__name__} while parsing: {context}")
-            self._process()
             self.refuse(400, "Invalid HTTP request received.")
+            self._process()
             return
         if self._raw > MAX_HEAD and not self._method:
             self.refuse(431, "request head is too large")
@@ -329,7 +332,7 @@ class Connection(asyncio.Protocol):
             self.refuse(414, "request target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += len(name) + len(value)
+        self._size += len(name) + len(value) + 4
         if self._size > MAX_HEAD:
             self.refuse(431, "request head is too large")
             return
@@ -367,7 +370,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         parser = self._parser
-        if self.closing or parser is None:
+        if self.closing or self._refusal or parser is None:
             return
         path, _, query = self._url.partition(b"?")
         request = Request(self._method, path, query, bytes(self._body), parser.should_keep_alive())
@@ -404,6 +407,11 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
+        if self._refusal and not inbox and self.busy is None and not self.closing:
+            self.closing = True
+            transport.write(self._refusal)
+            transport.close()
+            return
         if len(inbox) > MAX_PIPELINE:
             transport.pause_reading()
         elif not inbox and not transport.is_reading() and not self.closing:
@@ -432,19 +440,18 @@ class Connection(asyncio.Protocol):
         """The work of the present request is over; go on with the next in the pipe."""
         self.busy = None
         self._answered()
-        if self._inbox and not self.closing:
+        if (self._inbox or self._refusal) and not self.closing:
             self.server.loop.call_soon(self._process)
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer an unusable request and hang up."""
-        if self.closing or self.transport is None:
+        """Answer an unusable request and hang up, after what came before it in the pipe has been answered."""
+        if self.closing or self._refusal or self.transport is None:
             return
-        self.closing = True
-        if self.busy is None:
-            self.transport.write(self.server.app.refuse(status, message))
+        self._refusal = self.server.app.refuse(status, message)
+        if not self._inbox and self.busy is None:
+            self.closing = True
+            self.transport.write(self._refusal)
             self.transport.close()
-        else:
-            self.abort()
 
     def abort(self) -> None:
         """Hang up without a word."""

@@ -87,9 +87,9 @@ class Machine:
             caching=self.options.prefix_caching and not self.options.sim.fixed,
         )
 
-    def collect(self, connection: Connection, engine: Scheduler, show: Show) -> bytes | None:
+    def collect(self, connection: Connection, gauges: tuple[int, int, float], show: Show) -> bytes | None:
         """Answer `connection` with `show` of this worker's numbers, or of all workers' where there are several."""
-        mine, handlers = self.stats.snapshot(engine.active, engine.queued, engine.kv_usage())
+        mine, handlers = self.stats.snapshot(*gauges)
         if self.gather is None:
             return show(mine, handlers)
         waiting = _Scrape()

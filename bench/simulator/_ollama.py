@@ -73,6 +73,15 @@ class Ollama:
         """Whether anybody still waits for an answer."""
         return self.library.busy()
 
+    def gauges(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of the slots in use, over all models in memory."""
+        loaded = [model.scheduler for model in self.library.models.values() if model.loaded]
+        active = sum(scheduler.active for scheduler in loaded)
+        waiting = sum(scheduler.queued for scheduler in loaded) + sum(
+            len(m.loading) for m in self.library.models.values()
+        )
+        return active, waiting, active / max(1, sum(scheduler.max_seqs for scheduler in loaded))
+
     def handle(self, connection: Connection, request: Request) -> bytes | None:
         found = self.routes.get(request.path)
         if found is None:

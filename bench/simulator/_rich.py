@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ._answers import Kitchen, identity, natural
-from ._ask import Ask, chain
+from ._ask import Ask, Refused, chain
 from ._engine import Sequence, clock
 from ._style import DONE, END, FINGERPRINT, event
 from ._words import LENGTH, share
 
 if TYPE_CHECKING:
     from ._http import Connection
+
+
+# Of one request: what n and a list of prompts can make the server hold.
+_MOST_TOKENS = 1 << 20
 
 
 class Choice:
@@ -73,6 +77,8 @@ def rich_answer(
             body = b'{"error":{"message":"llama runner process has terminated","type":"api_error","param":null,"code":null}}'
         kitchen.stats.http(route, "POST", 500, received, len(body), 0.0)
         return kitchen.head.reply(500, kitchen.json_type, body)
+    if len(ask.prompts) * ask.n * room > _MOST_TOKENS and len(ask.prompts) * ask.n > 1:
+        raise Refused(400, f"more than {_MOST_TOKENS} tokens in all choices together", param="n")
     choices = []
     for at, prompt in enumerate(ask.prompts):
         for copy in range(ask.n):

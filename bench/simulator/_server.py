@@ -77,8 +77,9 @@ def tls(options: Engine) -> ssl.SSLContext | None:
 class Process:
     """The serving process: `run` returns its exit status."""
 
-    def __init__(self, options: Engine, *, workers: int = 1, worker: int = 0) -> None:
+    def __init__(self, options: Engine, *, workers: int = 1, worker: int = 0, peers: str = "") -> None:
         self.options = options
+        self.peers = peers
         self.workers = workers
         self.worker = worker
         self.port = 0
@@ -98,6 +99,13 @@ class Process:
                 return 0
         machine = Machine(options, loop, workers=self.workers, worker=self.worker)
         app = application(options, machine)
+        if self.peers:
+            from ._workers import Peers
+
+            others = Peers(self.peers, self.worker, self.workers, machine)
+            others.gauges = app.gauges
+            await others.serve()
+            machine.gather = others.gather
         sim = options.sim
         server = Server(
             app,
@@ -123,7 +131,7 @@ class Process:
         app.draining = True
         grace = options.shutdown_timeout if options.shutdown_timeout is not None else sim.grace
         deadline = loop.time() + grace
-        while app.busy() and loop.time() < deadline:
+        while app.busy() and loop.time() < deadline:  # noqa: ASYNC110 - rare, short, and over when the process ends
             await asyncio.sleep(0.02)
         listening.close()
         server.close_idle()

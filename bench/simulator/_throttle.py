@@ -22,6 +22,8 @@ class Throttle:
         if now > self._until:
             self.heat = max(0.0, self.heat - (now - self._until))
             self._until = now
+            if self.heat < self.after / 2:
+                self.hot = False
         taken = duration / self.factor if self.hot else duration
         end = now + taken
         if end > self._until:
@@ -30,6 +32,4 @@ class Throttle:
             self._until = end
         if self.heat >= self.after:
             self.hot = True
-        elif self.heat < self.after / 2:
-            self.hot = False
         return taken

@@ -7,8 +7,9 @@ simulated as a model of the size that its name says, on the same roofline, and t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ._options import Engine, warn
 
@@ -30,12 +31,15 @@ class Timing(Protocol):
     @property
     def load_seconds(self) -> float:
         """From disk to ready."""
+        ...
 
     def prefill_seconds(self, prompt_tokens: int, running: int) -> float:
-        """To process that many prompt tokens beside `running` requests."""
+        """By which that many prompt tokens lengthen a step of `running` requests; with 0, a whole step at least."""
+        ...
 
     def decode_step_seconds(self, running: int, context_tokens: float) -> float:
         """For one token of each of `running` requests with that mean context."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,9 @@ class Roofline:
     load_seconds: float
 
     def prefill_seconds(self, prompt_tokens: int, running: int) -> float:
-        """Linear in the tokens; `running` matters only in that they share the step."""
-        return prompt_tokens * self.prefill_per_token
+        """Linear in the tokens; alone, at least one pass over the weights."""
+        seconds = prompt_tokens * self.prefill_per_token
+        return seconds if running > 0 else max(seconds, self.decode_step_seconds(1, 0))
 
     def decode_step_seconds(self, running: int, context_tokens: float) -> float:
         """Weights once, and keys and values per request."""
@@ -124,14 +129,94 @@ def kv_bytes_per_token(model: str, kv_cache: str) -> float:
 
 def gpu_blocks(engine: Engine) -> int:
     """Blocks of the KV cache: what the weights leave of `gpu_memory_utilization`, at least one request's worth."""
+    least = -(-engine.context_tokens // engine.block_tokens) + 1
     if engine.num_gpu_blocks:
-        return engine.num_gpu_blocks
-    weights = parameters(engine.source) * bits_per_weight(engine.quantization) / 8
-    gib = gpu_gib(engine.gpu.name, engine.gpu.mig_profile) * engine.tensor
-    free = gib * 2**30 * engine.gpu_memory_utilization - weights - 1.5e9
-    per_block = kv_bytes_per_token(engine.source, engine.kv_cache) * engine.block_tokens
-    least = -(-engine.context_tokens // engine.block_tokens)
-    return max(least, int(free / per_block))
+        return max(least, engine.num_gpu_blocks)
+    planned = None if engine.sim.fixed else _planned_blocks(engine)
+    if planned is None:
+        weights = parameters(engine.source) * bits_per_weight(engine.quantization) / 8
+        gib = gpu_gib(engine.gpu.name, engine.gpu.mig_profile) * engine.tensor
+        free = gib * 2**30 * engine.gpu_memory_utilization - weights - 1.5e9
+        planned = int(free / (kv_bytes_per_token(engine.source, engine.kv_cache) * engine.block_tokens))
+    return max(least, planned)
+
+
+def _names(model: str) -> Iterator[str]:
+    """The names by which the planner may know `model`, the fullest first."""
+    yield model
+    plain = model.lower().removesuffix(":latest")
+    yield plain
+    base, _, tag = plain.partition(":")
+    size = re.match(r"\d+(?:\.\d+)?b", tag)
+    if size:
+        yield f"{base}:{size[0]}"
+    if "/" in plain:
+        yield plain.rpartition("/")[2]
+
+
+def _parts(engine: Engine, model: str) -> tuple[Any, dict[str, Any]] | None:
+    """The planner and the arguments of its `timing_for`; None where it does not know the model or the GPU."""
+    import planner
+
+    known = planner.catalog()
+    cache = {"auto": "bf16", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}.get(engine.kv_cache, engine.kv_cache)
+    quantization = engine.quantization or quantization_of(model, engine.dialect)
+    for name in _names(model):
+        if name.lower() not in known.names:
+            continue
+        arguments = {
+            "engine": engine.dialect,
+            "model": name,
+            "quantization": quantization,
+            "gpu": engine.gpu.name,
+            "mig_profile": engine.gpu.mig_profile,
+            "tensor": engine.tensor,
+            "kv_cache": cache,
+            "context_tokens": engine.context_tokens,
+        }
+        return planner, arguments
+    return None
+
+
+def _planned(engine: Engine, model: str) -> Timing | None:
+    try:
+        found = _parts(engine, model)
+        return None if found is None else found[0].timing_for(**found[1])
+    except Exception as error:
+        import stacks
+
+        if not isinstance(error, stacks.TollgateError | KeyError):
+            raise
+        warn(f"simulator: the planner cannot time {model} ({str(error).splitlines()[0]}); a rougher model is used")
+        return None
+
+
+def _planned_blocks(engine: Engine) -> int | None:
+    try:
+        found = _parts(engine, engine.source)
+        if found is None:
+            return None
+        planner, arguments = found
+        known = planner.catalog()
+        memory = planner.memory_for(
+            engine=known.engine("vllm"),
+            model=known.model(arguments["model"]),
+            quantization=known.quantization(arguments["quantization"]),
+            gpu=known.gpu(engine.gpu.name),
+            mig_profile=engine.gpu.mig_profile,
+            tensor=engine.tensor,
+            kv_cache=arguments["kv_cache"],
+            context_tokens=engine.context_tokens,
+        )
+    except Exception as error:
+        import stacks
+
+        if not isinstance(error, stacks.TollgateError | KeyError):
+            raise
+        return None
+    usable = memory.gpu_bytes * engine.gpu_memory_utilization
+    free = usable - memory.weights_bytes - memory.overhead_bytes
+    return int(free / (memory.kv_bytes_per_slot / engine.context_tokens * engine.block_tokens))
 
 
 def quantization_of(model: str, dialect: str) -> str:
@@ -145,7 +230,10 @@ def quantization_of(model: str, dialect: str) -> str:
 
 
 def timing_of(engine: Engine, model: str) -> Timing:
-    """The latency model of `model` on this engine's GPU."""
+    """The latency model of `model` on this engine's GPU: the planner's, or the rougher one of this module."""
+    planned = _planned(engine, model)
+    if planned is not None:
+        return planned
     quantization = engine.quantization or quantization_of(model, engine.dialect)
     return roofline(
         model=model,
@@ -154,7 +242,3 @@ def timing_of(engine: Engine, model: str) -> Timing:
         share=mig_share(engine.gpu.mig_profile),
         tensor=engine.tensor,
     )
-
-
-def _say(text: str) -> None:
-    warn(f"simulator: {text}")

@@ -58,6 +58,10 @@ class Vllm:
         """Whether anybody still waits for an answer."""
         return self.engine.busy
 
+    def gauges(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of the KV cache in use."""
+        return self.engine.active, self.engine.queued, self.engine.kv_usage()
+
     def handle(self, connection: Connection, request: Request) -> bytes | None:
         found = self.routes.get(request.path)
         if found is None:
@@ -212,7 +216,7 @@ class Vllm:
             )
             return self.head.reply(200, _TEXT, text)
 
-        return self.machine.collect(connection, self.engine, show)
+        return self.machine.collect(connection, self.gauges(), show)
 
     def embeddings(self, connection: Connection, request: Request) -> bytes:
         """POST /v1/embeddings"""

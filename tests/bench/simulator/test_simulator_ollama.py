@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import ollama as official
+import openai
+import pytest
+
+
+def test_a_model_must_be_pulled_first_and_its_progress_ends_in_success(ollama: Any) -> None:
+    client = official.Client(host=ollama.url)
+    with pytest.raises(official.ResponseError, match=r"model 'tinyllama:1\.1b' not found") as caught:
+        client.chat(model="tinyllama:1.1b", messages=[{"role": "user", "content": "hi"}])
+    assert caught.value.status_code == 404
+    steps = [part.status for part in client.pull("tinyllama:1.1b", stream=True)]
+    assert steps[0] == "pulling manifest"
+    assert steps[-1] == "success"
+    assert "tinyllama:1.1b" in [model.model for model in client.list().models]
+    client.delete("tinyllama:1.1b")
+    assert "tinyllama:1.1b" not in [model.model for model in client.list().models]
+
+
+def test_the_official_client_generates_and_chats(ollama: Any) -> None:
+    client = official.Client(host=ollama.url)
+    done = client.generate(model="gemma3:4b", prompt="have some good food", options={"num_predict": 12})
+    assert (done.eval_count, done.prompt_eval_count, done.done, done.done_reason) == (12, 4, True, "length")
+    assert len((done.response or "").split()) == 12
+    assert (done.total_duration or 0) >= (done.eval_duration or 0) > 0
+    parts = list(
+        client.chat(
+            model="gemma3:4b", messages=[{"role": "user", "content": "hi"}], options={"num_predict": 9}, stream=True
+        )
+    )
+    assert len(parts) == 10
+    assert [part.done for part in parts] == [False] * 9 + [True]
+    assert parts[-1].eval_count == 9
+    assert client.show("gemma3:4b").details is not None
+    vectors = client.embed(model="gemma3:4b", input=["a", "b"]).embeddings
+    assert len(vectors) == 2
+    running = client.ps().models
+    assert [model.model for model in running] == ["gemma3:4b"]
+
+
+def test_tools_and_formats_come_back_as_objects(ollama: Any) -> None:
+    client = official.Client(host=ollama.url)
+    tool: Any = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {
+        "type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}}}  # fmt: skip
+    done = client.chat(model="gemma3:4b", messages=[{"role": "user", "content": "?"}], tools=[tool])
+    calls = done.message.tool_calls or []
+    assert calls[0].function.name == "weather"
+    assert isinstance(calls[0].function.arguments["city"], str)
+    schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+    made = client.chat(model="gemma3:4b", messages=[{"role": "user", "content": "?"}], format=schema)
+    assert isinstance(json.loads(made.message.content or "")["n"], int)
+
+
+def test_the_openai_routes_serve_the_openai_client(ollama: Any) -> None:
+    client = openai.OpenAI(base_url=ollama.url + "/v1", api_key="ollama", max_retries=0)
+    assert [model.id for model in client.models.list().data] == ["gemma3:4b"]
+    messages: Any = [{"role": "user", "content": "hi"}]
+    done = client.chat.completions.create(model="gemma3:4b", messages=messages, max_tokens=7)
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 7
+    parts = list(client.chat.completions.create(model="gemma3:4b", messages=messages, max_tokens=7, stream=True))
+    assert sum(bool(part.choices[0].delta.content) for part in parts) == 7
+    assert parts[-1].choices[0].finish_reason == "length"
+    with pytest.raises(openai.NotFoundError, match="model 'nope' not found"):
+        client.chat.completions.create(model="nope", messages=messages)
+
+
+def test_the_first_request_pays_for_loading_and_keep_alive_decides_when_again(serve: Callable[..., Any]) -> None:
+    served = serve("ollama", TOLLGATE_SIM_LOAD_SECONDS="0.3", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_TTFT="1ms")
+    client = official.Client(host=served.url)
+    start = time.monotonic()
+    assert client.generate(model="gemma3:4b", prompt="").done_reason == "load"
+    assert 0.3 <= time.monotonic() - start < 1.0
+    start = time.monotonic()
+    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1})
+    assert time.monotonic() - start < 0.2
+    assert client.generate(model="gemma3:4b", prompt="", keep_alive=0).done_reason == "unload"
+    assert client.ps().models == []
+    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive="200ms")
+    assert len(client.ps().models) == 1
+    time.sleep(0.4)
+    assert client.ps().models == []
+    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive=-1)
+    assert "2318" in httpx.get(served.url + "/api/ps").json()["models"][0]["expires_at"]
+
+
+def test_a_full_queue_is_answered_in_ollamas_words(serve: Callable[..., Any]) -> None:
+    served = serve(
+        "ollama", OLLAMA_NUM_PARALLEL="1", OLLAMA_MAX_QUEUE="2", TOLLGATE_SIM_MODELS="gemma3:4b",
+        TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="400ms", TOLLGATE_SIM_ITL="1ms",
+    )  # fmt: skip
+    httpx.post(served.url + "/api/generate", json={"model": "gemma3:4b"})
+    body = {"model": "gemma3:4b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: httpx.post(served.url + "/api/generate", json=body, timeout=10), range(8)))
+    statuses = sorted(response.status_code for response in done)
+    assert statuses == [200] * 3 + [503] * 5
+    refused = next(response for response in done if response.status_code == 503)
+    assert refused.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
+
+
+@pytest.mark.parametrize(("slots", "rate"), [("1", 0.515), ("8", 1.85)])
+def test_slots_share_the_gpu_and_the_rest_wait(serve: Callable[..., Any], slots: str, rate: float) -> None:
+    """The measured case: on one L4, five users of 128 tokens get 1.8 req/s from 8 slots and 0.5 from 1."""
+    speed = 8
+    served = serve(
+        "ollama", OLLAMA_NUM_PARALLEL=slots, OLLAMA_CONTEXT_LENGTH="2048", TOLLGATE_SIM_MODELS="gemma3:4b",
+        TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_SPEED=str(speed), TOLLGATE_ACCELERATOR="nvidia-l4",
+    )  # fmt: skip
+    with httpx.Client(base_url=served.url, timeout=30) as client, ThreadPoolExecutor(5) as pool:
+        client.post("/api/generate", json={"model": "gemma3:4b"})
+
+        def ask(number: int) -> int:
+            # Different from the first word on, so that no prefix is cached.
+            prompt = " ".join([f"w{number}"] + [f"a{number:03d}"] * 127)
+            body = {"model": "gemma3:4b", "prompt": prompt, "stream": False, "options": {"num_predict": 128}}
+            return int(client.post("/api/generate", json=body).json()["eval_count"])
+
+        list(pool.map(ask, range(5)))  # connections and code paths are warm
+        begun = time.monotonic()
+        assert list(pool.map(ask, range(100, 120))) == [128] * 20
+        measured = 20 / (time.monotonic() - begun) / speed
+    assert measured == pytest.approx(rate, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("/api/chat", b"", 400, "missing request body"),
+        ("/api/chat", b"{}", 400, "model is required"),
+        ("/api/generate", b'{"model":"nope"}', 404, "model 'nope' not found"),
+        (
+            "/api/generate",
+            b'{"model":"gemma3:4b","options":{"num_predict":"x"}}',
+            400,
+            'option "num_predict" must be of type integer',
+        ),
+        ("/api/generate", b'{"model":', 400, "unexpected EOF"),
+    ],
+)
+def test_bad_requests_are_refused_in_ollamas_words(
+    ollama: Any, path: str, body: bytes, status: int, error: str
+) -> None:
+    response = httpx.post(ollama.url + path, content=body)
+    assert (response.status_code, response.json()) == (status, {"error": error})
+
+
+def test_unknown_routes_and_methods_are_answered_as_the_router_does(ollama: Any) -> None:
+    assert httpx.get(ollama.url + "/nothing").text == "404 page not found"
+    assert httpx.get(ollama.url + "/api/chat").status_code == 405
+    assert httpx.head(ollama.url + "/").status_code == 200
+    assert httpx.get(ollama.url + "/").text == "Ollama is running"
