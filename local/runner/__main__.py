@@ -1,0 +1,30 @@
+"""`python -m local.runner`: the node agent of an embedded cluster; started by its supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+from pathlib import Path
+
+from ._runner import Runner
+from ._settings import Settings
+
+
+def main() -> None:
+    """Run until stopped."""
+    parser = argparse.ArgumentParser(prog="python -m local.runner", description=__doc__)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--kubeconfig", required=True, type=Path)
+    parser.add_argument("--state-dir", required=True, type=Path)
+    parser.add_argument("--node-ip", required=True)
+    parser.add_argument("--pod-cidr", required=True, type=ipaddress.IPv4Network)
+    for option in ("--hosts-file", "--kubelet-cert", "--kubelet-key", "--client-ca"):
+        parser.add_argument(option, type=Path)
+    parser.add_argument("--backoff-seconds", type=float, default=10.0)
+    given = parser.parse_args()
+    asyncio.run(Runner(Settings(**vars(given))).run())
+
+
+if __name__ == "__main__":
+    main()
