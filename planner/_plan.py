@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ._catalog import Catalog, Machine, catalog
 from ._check import check, memory_of, nodes_per_replica, resolve
 from ._memory import Memory
 from ._prices import PriceBook, price_book
-from ._queueing import Prediction, predict
+from ._queueing import Prediction, Spread, predict
 from ._timing import Timing, timing
 
 
@@ -62,6 +62,7 @@ class Plan:
         return not self.unmet
 
 
+COSTS = frozenset({"cost_per_million_tokens_usd"})
 HOURS_PER_MONTH = 730.0  # 365 × 24 / 12, as Google Cloud bills
 
 
@@ -84,6 +85,7 @@ def plan_for(
     objectives: Objectives | None = None,
     prices: PriceBook | None = None,
     step_times: Timing | None = None,
+    spread: Spread = "even",
 ) -> Plan:
     """The same by parts. `step_times` replaces the roofline, for example by a calibrated one."""
     check(release, fleet)
@@ -102,13 +104,14 @@ def plan_for(
         return nodes * per_node // spanned
 
     def metrics(nodes: int) -> tuple[Prediction, dict[str, float]]:
-        prediction = predict(times, slots=slots, replicas=replicas(nodes), traffic=traffic)
-        return prediction, _metrics(prediction, traffic, nodes * hourly)
+        prediction = predict(times, slots=slots, replicas=replicas(nodes), traffic=traffic, spread=spread)
+        return prediction, metrics_of(prediction, traffic, nodes * hourly, objectives)
 
-    def unmet(nodes: int) -> tuple[str, ...]:
-        return _unmet(metrics(nodes)[1], objectives)
+    def fits(nodes: int) -> bool:
+        # More nodes keep every promise better but the one about cost, which is judged at the fewest that keep the rest.
+        return not [name for name in unmet_of(metrics(nodes)[1], objectives) if name not in COSTS]
 
-    nodes = _fewest(unmet, max(spanned, fleet.nodes.min), fleet.nodes.max)
+    nodes = fewest(fits, max(spanned, fleet.nodes.min), fleet.nodes.max)
     prediction, predicted = metrics(nodes)
     return Plan(
         slots=slots,
@@ -132,10 +135,10 @@ def plan_for(
         cost_per_million_tokens_usd=predicted["cost_per_million_tokens_usd"],
         cost_per_million_requests_usd=predicted["cost_per_million_requests_usd"],
         predicted=predicted,
-        unmet=_unmet(predicted, objectives),
+        unmet=unmet_of(predicted, objectives),
         binds=_binds(prediction, times, slots, memory, traffic),
         memory=memory,
-        assumptions=_assumptions(release, fleet, traffic, known, book),
+        assumptions=_assumptions(release, fleet, traffic, known, book, spread),
         price_source=book.source,
         price_as_of=book.price(machine.id, region=fleet.regions[0]).as_of,
     )
@@ -167,9 +170,14 @@ def _hourly(book: PriceBook, fleet: Fleet) -> float:
     return total / len(fleet.regions)
 
 
-def _metrics(prediction: Prediction, traffic: Traffic, dollars_per_hour: float) -> dict[str, float]:
+def metrics_of(
+    prediction: Prediction, traffic: Traffic, dollars_per_hour: float, objectives: Objectives | None = None
+) -> dict[str, float]:
+    """A prediction by the names of `stacks.OBJECTIVES` and a few more; costs at that price of the whole fleet."""
     rate = prediction.requests_per_second
     tokens = rate * traffic.output_tokens.mean
+    offered = traffic.requests_per_second if traffic.arrival != "closed" else None
+    lost = max(0.0, 1.0 - rate / offered) if offered and prediction.saturated else 0.0
     return {
         "ttft_mean_seconds": prediction.ttft_mean_seconds,
         "ttft_p50_seconds": prediction.ttft_p50_seconds,
@@ -186,14 +194,36 @@ def _metrics(prediction: Prediction, traffic: Traffic, dollars_per_hour: float) 
         "requests_per_second": rate,
         "capacity_requests_per_second": prediction.capacity,
         "output_tokens_per_second": tokens,
-        "error_rate": 0.0,
-        "goodput": 1.0,
+        "error_rate": lost,
+        "goodput": _goodput(prediction, objectives),
         "cost_per_million_tokens_usd": dollars_per_hour / 3600 / tokens * 1e6,
         "cost_per_million_requests_usd": dollars_per_hour / 3600 / rate * 1e6,
     }
 
 
-def _unmet(predicted: dict[str, float], objectives: Objectives | None) -> tuple[str, ...]:
+def _goodput(prediction: Prediction, objectives: Objectives | None) -> float:
+    """Share of requests within the tightest promised latency, from the log-normal through median and p95."""
+    share = 1.0
+    if objectives is None:
+        return share
+    for limit, middle, late in (
+        (objectives.ttft_p95_seconds, prediction.ttft_p50_seconds, prediction.ttft_p95_seconds),
+        (objectives.e2e_p95_seconds, prediction.e2e_p50_seconds, prediction.e2e_p95_seconds),
+    ):
+        if limit is None:
+            continue
+        if not math.isfinite(late):
+            return 0.0
+        if middle <= 0 or late <= middle:
+            share = min(share, 1.0 if late <= limit else 0.0)
+            continue
+        sigma = math.log(late / middle) / 1.6448536269514722
+        share = min(share, 0.5 * (1 + math.erf(math.log(limit / middle) / sigma / math.sqrt(2))))
+    return share
+
+
+def unmet_of(predicted: Mapping[str, float], objectives: Objectives | None) -> tuple[str, ...]:
+    """The promised metrics that a prediction does not keep."""
     if objectives is None:
         return ()
     missed = []
@@ -204,14 +234,13 @@ def _unmet(predicted: dict[str, float], objectives: Objectives | None) -> tuple[
     return tuple(missed)
 
 
-def _fewest(unmet: Any, low: int, high: int) -> int:
-    """The fewest nodes that keep the promise, high where none does; a cost limit can forbid many and need few."""
-    if low >= high or unmet(high):
-        # More nodes can break a promise only by cost; then the fewest that breaks least is as good as any: look up.
-        return next((n for n in range(low, high) if not unmet(n)), high) if high - low <= 64 else high
+def fewest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The smallest number between low and high that fits, high where none does; what fits stays fitting above."""
+    if low >= high or not fits(high):
+        return high
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if not unmet(middle) else (middle + 1, high)
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
     return low
 
 
@@ -233,10 +262,12 @@ def _assumptions(release: Release, fleet: Fleet, traffic: Traffic, known: Catalo
     engine = known.engine(release.engine)
     price = book.price(fleet.machine_type, region=fleet.regions[0])
     lines = [
-        "requests are spread evenly over the replicas",
+        "users are spread evenly over the replicas"
+        if spread == "even"
+        else "every user keeps to one replica chosen at random",
         f"prompts of {_length(traffic.prompt_tokens)}, replies of {_length(traffic.output_tokens)}",
-        "no request fails, so error_rate is 0 and goodput 1",
-        "quantiles: mean and variance matched by a log-normal; service times as if exponential within the queue",
+        "requests fail only for want of capacity; goodput counts those within the promised latencies",
+        "quantiles: service log-normal, waiting exponential as in M/M/c",
     ]
     for name, (kind, source) in engine.sources.items():
         if kind != "measured":

@@ -3,24 +3,28 @@
 A replica with `slots` is a birth-death process over the number of requests in it. With j of them in service it finishes
 j / S(j) per second, S(j) being `Timing.request_seconds`; above `slots` the rest wait. Closed (N users, think time Z):
 births (N - j) / Z, the machine-repair model (Reiser and Lavenberg 1980, load-dependent station). Open: births λ.
-Quantiles come from the mean and variance of waiting and service, matched by a log-normal (a normal for small spread);
-waiting time of open arrivals is zero or exponential, as in M/M/c. Both are approximations, and named in the plan.
+Quantiles: waiting is zero or exponential as in M/M/c (a log-normal of its mean and variance where everybody waits),
+service a log-normal with the spread of the reply length; the two are joined as independent deviations from their means.
+Approximations, and named in the plan.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ._timing import Timing
 
 if TYPE_CHECKING:
     from stacks import Traffic
 
-_Z = {0.5: 0.0, 0.95: 1.6448536269514722}
+_Z95 = 1.6448536269514722
 # States beyond slots + this many waiting are cut off; a stable queue is not there, an unstable one has no answer.
 _MAX_WAITING = 2000
+
+
+Spread = Literal["even", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,29 +52,49 @@ class Prediction:
     saturated: bool
 
 
-def predict(timing: Timing, *, slots: int, replicas: int, traffic: Traffic) -> Prediction:
-    """What `replicas` with `slots` each give for that traffic, spread evenly over them.
+def predict(timing: Timing, *, slots: int, replicas: int, traffic: Traffic, spread: Spread = "even") -> Prediction:
+    """What `replicas` with `slots` each give for that traffic.
 
+    `spread`: how users (closed) come to replicas: `even`, as a balancer by load does, or `random`, each user for good to
+    one replica, as keep-alive connections through a Kubernetes Service do. Open arrivals are split evenly in rate.
     Raises ValueError for less than one slot or replica.
     """
     if slots < 1 or replicas < 1:
         raise ValueError(f"slots and replicas must be at least 1, got {slots} and {replicas}")
     if traffic.arrival == "closed":
-        users = traffic.users or 1
-        low, more = divmod(users, replicas)
-        # `more` replicas have one user more than the others; users see the mixture.
-        parts = [(low + 1, more), (low, replicas - more)]
-        shares = [(n, count) for n, count in parts if n and count]
-        states = [(_closed(timing, slots, n, traffic), n, count) for n, count in shares]
+        groups = [
+            (_closed(timing, slots, users, traffic), count)
+            for users, count in _groups(traffic.users or 1, replicas, spread)
+        ]
     else:
         rate = (traffic.requests_per_second or 0.0) / replicas
-        states = [(_open(timing, slots, rate, traffic), 1, replicas)]
-    return _mix(states, timing, slots, replicas, traffic)
+        groups = [(_open(timing, slots, rate, traffic), float(replicas))]
+    return _mix(groups, timing, slots, replicas, traffic)
+
+
+def _groups(users: int, replicas: int, spread: Spread) -> list[tuple[int, float]]:
+    """(users on a replica, how many replicas have that many), replicas without users left out."""
+    if spread == "even" or replicas == 1:
+        low, more = divmod(users, replicas)
+        return [(n, float(count)) for n, count in ((low + 1, more), (low, replicas - more)) if n and count]
+    share = 1.0 / replicas
+    groups = []
+    for n in range(1, users + 1):
+        logarithm = (
+            math.lgamma(users + 1) - math.lgamma(n + 1) - math.lgamma(users - n + 1)
+            + n * math.log(share) + (users - n) * math.log1p(-share)
+        )  # fmt: skip
+        count = replicas * math.exp(logarithm)
+        if count > 1e-4:
+            groups.append((n, count))
+        elif groups:
+            break
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _State:
-    """One replica in its steady state."""
+    """One replica in its steady state. `wait_chance`: share of requests that wait at all."""
 
     rate: float
     running: float
@@ -87,31 +111,29 @@ def _service(timing: Timing, traffic: Traffic, running: float) -> float:
 
 def _closed(timing: Timing, slots: int, users: int, traffic: Traffic) -> _State:
     think = traffic.think_seconds
-    rates = [0.0] + [min(j, slots) / _service(timing, traffic, min(j, slots)) for j in range(1, min(users, slots) + 1)]
-    top = rates[-1]
     if think == 0:
+        busy = min(users, slots)
+        rate = busy / _service(timing, traffic, busy)
         waiting = max(0, users - slots)
-        # As many departures as are ahead, each 1 / top apart on average with the spread of one service.
-        variance = waiting * (_spread(traffic) / top) ** 2
         return _State(
-            rate=top,
-            running=float(min(users, slots)),
+            rate=rate,
+            running=float(busy),
             waiting=float(waiting),
-            wait_mean=waiting / top,
-            wait_variance=variance,
+            wait_mean=waiting / rate,
+            # As many departures as are ahead, each 1 / rate apart on average with the spread of one service.
+            wait_variance=waiting * (traffic.output_tokens.cv / rate) ** 2,
             wait_chance=1.0 if waiting else 0.0,
             saturated=False,
         )
-    births = [(users - j) / think for j in range(users)]
-    return _birth_death(births, rates, slots, False)
+    rates = [0.0] + [j / _service(timing, traffic, j) for j in range(1, min(users, slots) + 1)]
+    return _birth_death([(users - j) / think for j in range(users)], rates, slots)
 
 
 def _open(timing: Timing, slots: int, rate: float, traffic: Traffic) -> _State:
     rates = [0.0] + [j / _service(timing, traffic, j) for j in range(1, slots + 1)]
-    top = max(rates)
     if rate >= rates[-1]:
         return _State(
-            rate=top,
+            rate=rates[-1],
             running=float(slots),
             waiting=math.inf,
             wait_mean=math.inf,
@@ -119,11 +141,11 @@ def _open(timing: Timing, slots: int, rate: float, traffic: Traffic) -> _State:
             wait_chance=1.0,
             saturated=True,
         )
-    births = [rate] * (slots + _MAX_WAITING)
-    # Scheduled arrivals are not random: Kingman's factor (arrival variance + service variance) / 2 shortens the queue.
+    state = _birth_death([rate] * (slots + _MAX_WAITING), rates, slots)
+    # Kingman: (variance of arrivals + variance of service) / 2 against the exponential's 1. Replies of one length
+    # (cv 0) wait half as long as exponential ones, scheduled arrivals of them not at all.
     arrivals = 1.0 if traffic.arrival == "poisson" else 0.0
-    state = _birth_death(births, rates, slots, True)
-    factor = (arrivals + _spread(traffic) ** 2) / 2
+    factor = (arrivals + traffic.output_tokens.cv**2) / 2
     return _State(
         rate=state.rate,
         running=state.running,
@@ -135,8 +157,8 @@ def _open(timing: Timing, slots: int, rate: float, traffic: Traffic) -> _State:
     )
 
 
-def _birth_death(births: list[float], rates: list[float], slots: int, open_: bool) -> _State:
-    """Steady state of the chain; weights are kept relative to the largest so that nothing overflows."""
+def _birth_death(births: list[float], rates: list[float], slots: int) -> _State:
+    """Steady state of the chain; weights are scaled down as they grow so that nothing overflows."""
     top = len(rates) - 1
     weights = [1.0]
     largest = 1.0
@@ -146,90 +168,118 @@ def _birth_death(births: list[float], rates: list[float], slots: int, open_: boo
         if weights[-1] > 1e250:
             weights = [weight / 1e250 for weight in weights]
             largest /= 1e250
-        elif open_ and j > slots and weights[-1] < 1e-12 * largest:
+        elif j > slots and weights[-1] < 1e-12 * largest:
             break
     total = sum(weights)
     rate = sum(weight * rates[min(j, top)] for j, weight in enumerate(weights)) / total
     running = sum(weight * min(j, slots) for j, weight in enumerate(weights)) / total
     waiting = sum(weight * max(0, j - slots) for j, weight in enumerate(weights)) / total
-    # What an arrival finds: by rate of arrivals in each state.
+    # What an arrival finds: the states by their rate of arrivals.
     seen = [weight * birth for weight, birth in zip(weights, births, strict=False)]
     arrivals = sum(seen)
-    chance = sum(seen[slots:]) / arrivals
-    mean = sum(w * (j - slots + 1) / rates[-1] for j, w in enumerate(seen) if j >= slots) / arrivals
-    square = (
-        sum(w * (j - slots + 1) * (j - slots + 2) / rates[-1] ** 2 for j, w in enumerate(seen) if j >= slots) / arrivals
-    )
+    late = [(j - slots + 1, weight / arrivals) for j, weight in enumerate(seen) if j >= slots]
+    mean = sum(weight * ahead for ahead, weight in late) / rates[-1]
+    square = sum(weight * ahead * (ahead + 1) for ahead, weight in late) / rates[-1] ** 2
     return _State(
         rate=rate,
         running=running,
         waiting=waiting,
         wait_mean=mean,
         wait_variance=max(0.0, square - mean**2),
-        wait_chance=chance,
+        wait_chance=sum(weight for _, weight in late),
         saturated=False,
     )
 
 
-def _spread(traffic: Traffic) -> float:
-    """Coefficient of variation of the service time, taken as that of the reply length, which dominates it."""
-    return traffic.output_tokens.cv
+@dataclass(frozen=True, slots=True)
+class _Latency:
+    mean: float
+    p50: float
+    p95: float
 
 
-def _mix(
-    states: list[tuple[_State, int, int]], timing: Timing, slots: int, replicas: int, traffic: Traffic
-) -> Prediction:
-    """The fleet's mixture of its replicas' states, by the requests each completes."""
-    prompt, output = traffic.prompt_tokens.mean, traffic.output_tokens.mean
-    total = sum(state.rate * count for state, _, count in states)
-    capacity = replicas * slots / _service(timing, traffic, slots)
-    mean = {"queue": 0.0, "ttft": 0.0, "itl": 0.0, "e2e": 0.0, "running": 0.0, "waiting": 0.0}
-    second = dict(mean)
-    step_worst = prefill_worst = 0.0
-    for state, _, count in states:
-        share = state.rate * count / total
+def _join(wait: _Latency, part: _Latency) -> _Latency:
+    """Sum of two independent times: means add, deviations of a quantile from its mean add as squares."""
+    mean = wait.mean + part.mean
+
+    def quantile(a: float, b: float) -> float:
+        up, down = a - wait.mean, b - part.mean
+        sign = 1.0 if up + down >= 0 else -1.0
+        return mean + sign * math.hypot(up, down)
+
+    return _Latency(mean, quantile(wait.p50, part.p50), quantile(wait.p95, part.p95))
+
+
+def _waiting(state: _State) -> _Latency:
+    if state.saturated:
+        return _Latency(math.inf, math.inf, math.inf)
+    if state.wait_chance >= 1.0 or state.wait_mean == 0:
+        return _spread(state.wait_mean, state.wait_variance)
+    scale = state.wait_mean / state.wait_chance
+    return _Latency(
+        state.wait_mean,
+        scale * max(0.0, math.log(state.wait_chance / 0.5)),
+        scale * max(0.0, math.log(state.wait_chance / 0.05)),
+    )
+
+
+def _spread(mean: float, variance: float) -> _Latency:
+    """Mean and quantiles of the log-normal with that mean and variance."""
+    if variance <= 0 or mean <= 0:
+        return _Latency(mean, mean, mean)
+    sigma2 = math.log1p(variance / mean**2)
+    middle = math.exp(math.log(mean) - sigma2 / 2)
+    return _Latency(mean, middle, middle * math.exp(_Z95 * math.sqrt(sigma2)))
+
+
+def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replicas: int, traffic: Traffic) -> Prediction:
+    """The fleet's mixture of its replicas' states, weighed by the requests each completes."""
+    prompt, output = traffic.prompt_tokens, traffic.output_tokens
+    total = sum(state.rate * count for state, count in groups)
+    rows: list[tuple[float, _Latency, _Latency, _Latency, float]] = []
+    for state, count in groups:
         running = max(1.0, state.running)
-        first = first_token_seconds(timing, traffic, running)
         service = _service(timing, traffic, running)
-        step = (service - first) / max(1.0, output - 1)
-        prompts = timing.prefill_seconds(prompt, 1)
-        values = {
-            "queue": (state.wait_mean, state.wait_variance),
-            "ttft": (state.wait_mean + first, state.wait_variance + (first * traffic.prompt_tokens.cv) ** 2),
-            "itl": (step, 0.0),
-            "e2e": (state.wait_mean + service, state.wait_variance + (step * output * _spread(traffic)) ** 2),
-        }
-        for name, (value, variance) in values.items():
-            mean[name] += share * value
-            second[name] += share * (variance + value * value)
-        mean["running"] += state.running * count / replicas
-        mean["waiting"] += state.waiting * count / replicas
-        step_worst = max(step_worst, timing.decode_step_seconds(running, prompt + output))
-        # A step in which another's prompt is worked: more than 1 in 20 where many run and replies are short.
-        prefill_worst = max(prefill_worst, prompts if (running - 1) / max(1.0, output) > 0.05 else 0.0)
-    if any(state.saturated for state, _, _ in states):
-        mean.update(queue=math.inf, ttft=math.inf, e2e=math.inf)
-        second.update(queue=math.inf, ttft=math.inf, e2e=math.inf)
+        first = min(service, first_token_seconds(timing, traffic, running))
+        step = (service - first) / max(1.0, output.mean - 1)
+        wait = _waiting(state)
+        ttft = _join(wait, _spread(first, (first * prompt.cv) ** 2))
+        e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2))
+        # The 95th percentile of gaps: a late step, and another's prompt in it where more than 1 step in 20 has one.
+        late = timing.decode_step_seconds(running, prompt.mean + output.mean)
+        if (running - 1) / max(1.0, output.mean) > 0.05:
+            late += timing.prefill_seconds(prompt.mean, 1)
+        rows.append((state.rate * count / total, ttft, e2e, _Latency(step, step, max(step, late)), wait.mean))
 
-    def quantile(name: str, q: float) -> float:
-        return lognormal_quantile(mean[name], max(0.0, second[name] - mean[name] ** 2), q)
+    def mean(index: int) -> float:
+        return sum(row[0] * row[index].mean for row in rows)  # type: ignore[union-attr]
+
+    def quantile(index: int, q: str, share: float) -> float:
+        """The value that all but `share` of the requests stay under, a group's own quantile standing for the group."""
+        left = share
+        ordered = sorted(((getattr(row[index], q), row[0]) for row in rows), reverse=True)
+        for value, weight in ordered:
+            left -= weight
+            if left < 0:
+                return float(value)
+        return float(ordered[-1][0])
 
     return Prediction(
         requests_per_second=total,
-        capacity=capacity,
-        running=mean["running"],
-        waiting=mean["waiting"],
-        queue_mean_seconds=mean["queue"],
-        ttft_mean_seconds=mean["ttft"],
-        ttft_p50_seconds=quantile("ttft", 0.5),
-        ttft_p95_seconds=quantile("ttft", 0.95),
-        itl_mean_seconds=mean["itl"],
-        itl_p50_seconds=mean["itl"],
-        itl_p95_seconds=max(mean["itl"], step_worst + prefill_worst),
-        e2e_mean_seconds=mean["e2e"],
-        e2e_p50_seconds=quantile("e2e", 0.5),
-        e2e_p95_seconds=quantile("e2e", 0.95),
-        saturated=any(state.saturated for state, _, _ in states),
+        capacity=replicas * slots / _service(timing, traffic, slots),
+        running=sum(state.running * count for state, count in groups) / replicas,
+        waiting=sum(state.waiting * count for state, count in groups) / replicas,
+        queue_mean_seconds=sum(row[0] * row[4] for row in rows),
+        ttft_mean_seconds=mean(1),
+        ttft_p50_seconds=quantile(1, "p50", 0.5),
+        ttft_p95_seconds=quantile(1, "p95", 0.05),
+        itl_mean_seconds=mean(3),
+        itl_p50_seconds=quantile(3, "p50", 0.5),
+        itl_p95_seconds=quantile(3, "p95", 0.05),
+        e2e_mean_seconds=mean(2),
+        e2e_p50_seconds=quantile(2, "p50", 0.5),
+        e2e_p95_seconds=quantile(2, "p95", 0.05),
+        saturated=any(state.saturated for state, _ in groups),
     )
 
 
@@ -246,13 +296,3 @@ def first_token_seconds(timing: Timing, traffic: Traffic, running: float) -> flo
     if in_step:
         return max(running * timing.prefill_seconds(prompt, 1), timing.prefill_seconds(prompt, 0))
     return 1.5 * timing.decode_step_seconds(running, prompt) + timing.prefill_seconds(prompt, 1)
-
-
-def lognormal_quantile(mean: float, variance: float, q: float) -> float:
-    """The q-quantile (0.5 or 0.95) of the log-normal with that mean and variance."""
-    if variance <= 0 or not math.isfinite(mean) or mean <= 0:
-        return mean
-    if not math.isfinite(variance):
-        return math.inf
-    sigma2 = math.log1p(variance / mean**2)
-    return math.exp(math.log(mean) - sigma2 / 2 + _Z[q] * math.sqrt(sigma2))
