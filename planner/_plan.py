@@ -258,7 +258,9 @@ def _binds(prediction: Prediction, times: Timing, slots: int, memory: Memory, tr
     return f"{bound}: the longest part of a step with {batch:.3g} requests running"
 
 
-def _assumptions(release: Release, fleet: Fleet, traffic: Traffic, known: Catalog, book: PriceBook) -> tuple[str, ...]:
+def _assumptions(
+    release: Release, fleet: Fleet, traffic: Traffic, known: Catalog, book: PriceBook, spread: Spread
+) -> tuple[str, ...]:
     engine = known.engine(release.engine)
     price = book.price(fleet.machine_type, region=fleet.regions[0])
     lines = [

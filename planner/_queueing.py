@@ -198,6 +198,17 @@ class _Latency:
     p95: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the users of one group of replicas see; `share` of all completed requests."""
+
+    share: float
+    wait: _Latency
+    ttft: _Latency
+    e2e: _Latency
+    itl: _Latency
+
+
 def _join(wait: _Latency, part: _Latency) -> _Latency:
     """Sum of two independent times: means add, deviations of a quantile from its mean add as squares."""
     mean = wait.mean + part.mean
@@ -236,7 +247,7 @@ def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replica
     """The fleet's mixture of its replicas' states, weighed by the requests each completes."""
     prompt, output = traffic.prompt_tokens, traffic.output_tokens
     total = sum(state.rate * count for state, count in groups)
-    rows: list[tuple[float, _Latency, _Latency, _Latency, float]] = []
+    rows: list[_Row] = []
     for state, count in groups:
         running = max(1.0, state.running)
         service = _service(timing, traffic, running)
@@ -249,36 +260,37 @@ def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replica
         late = timing.decode_step_seconds(running, prompt.mean + output.mean)
         if (running - 1) / max(1.0, output.mean) > 0.05:
             late += timing.prefill_seconds(prompt.mean, 1)
-        rows.append((state.rate * count / total, ttft, e2e, _Latency(step, step, max(step, late)), wait.mean))
+        gap = _Latency(step, step, max(step, late))
+        rows.append(_Row(state.rate * count / total, wait, ttft, e2e, gap))
 
-    def mean(index: int) -> float:
-        return sum(row[0] * row[index].mean for row in rows)  # type: ignore[union-attr]
+    def mean(values: list[_Latency]) -> float:
+        return sum(row.share * value.mean for row, value in zip(rows, values, strict=True))
 
-    def quantile(index: int, q: str, share: float) -> float:
-        """The value that all but `share` of the requests stay under, a group's own quantile standing for the group."""
-        left = share
-        ordered = sorted(((getattr(row[index], q), row[0]) for row in rows), reverse=True)
-        for value, weight in ordered:
-            left -= weight
-            if left < 0:
-                return float(value)
-        return float(ordered[-1][0])
+    def quantile(values: list[float], beyond: float) -> float:
+        """The value that all but `beyond` of the requests stay under, a group's own quantile standing for the group."""
+        ordered = sorted(zip(values, (row.share for row in rows), strict=True), reverse=True)
+        for value, share in ordered:
+            beyond -= share
+            if beyond < 0:
+                return value
+        return ordered[-1][0]
 
+    ttfts, e2es, gaps = [r.ttft for r in rows], [r.e2e for r in rows], [r.itl for r in rows]
     return Prediction(
         requests_per_second=total,
         capacity=replicas * slots / _service(timing, traffic, slots),
         running=sum(state.running * count for state, count in groups) / replicas,
         waiting=sum(state.waiting * count for state, count in groups) / replicas,
-        queue_mean_seconds=sum(row[0] * row[4] for row in rows),
-        ttft_mean_seconds=mean(1),
-        ttft_p50_seconds=quantile(1, "p50", 0.5),
-        ttft_p95_seconds=quantile(1, "p95", 0.05),
-        itl_mean_seconds=mean(3),
-        itl_p50_seconds=quantile(3, "p50", 0.5),
-        itl_p95_seconds=quantile(3, "p95", 0.05),
-        e2e_mean_seconds=mean(2),
-        e2e_p50_seconds=quantile(2, "p50", 0.5),
-        e2e_p95_seconds=quantile(2, "p95", 0.05),
+        queue_mean_seconds=mean([row.wait for row in rows]),
+        ttft_mean_seconds=mean(ttfts),
+        ttft_p50_seconds=quantile([v.p50 for v in ttfts], 0.5),
+        ttft_p95_seconds=quantile([v.p95 for v in ttfts], 0.05),
+        itl_mean_seconds=mean(gaps),
+        itl_p50_seconds=quantile([v.p50 for v in gaps], 0.5),
+        itl_p95_seconds=quantile([v.p95 for v in gaps], 0.05),
+        e2e_mean_seconds=mean(e2es),
+        e2e_p50_seconds=quantile([v.p50 for v in e2es], 0.5),
+        e2e_p95_seconds=quantile([v.p95 for v in e2es], 0.05),
         saturated=any(state.saturated for state, _ in groups),
     )
 
