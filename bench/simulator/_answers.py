@@ -52,6 +52,11 @@ class Kitchen:
         self.text = Style(dialect, model, chat=False, corpus=corpus)
         self.dialect = dialect
         self.model = model
+        # By whether it is a chat: the counts of the route's successful answers.
+        self.rows = {
+            True: stats.row("/v1/chat/completions", "POST", 200),
+            False: stats.row("/v1/completions", "POST", 200),
+        }
 
 
 def identity(draw: int, given: bytes) -> bytes:
@@ -69,53 +74,110 @@ def natural(kitchen: Kitchen, ask: Ask, draw: int, room: int) -> tuple[int, str]
     return (drawn, "stop") if drawn < room else (room, "length")
 
 
-def answer(
-    kitchen: Kitchen, connection: Connection, ask: Ask, draw: int, room: int, given_id: bytes, route: str, received: int
-) -> bytes | None:
-    """Start answering. Bytes where the whole answer is there at once, else None and the connection is busy."""
-    if not ask.plain or kitchen.faulty:
-        from ._rich import rich_answer
+class Prepared:
+    """A checked request, ready to be answered any number of times: the same bytes from a client need no second look.
 
-        return rich_answer(kitchen, connection, ask, draw, room, given_id, route, received)
-    tokens, reason = natural(kitchen, ask, draw, room)
-    prompt = ask.prompts[0]
-    scheduler = kitchen.scheduler
-    start = draw % LENGTH
-    style = kitchen.chat if ask.chat else kitchen.text
-    ident = identity(draw, given_id)
-    head = kitchen.head
-    if scheduler.instant and scheduler.active < scheduler.max_seqs and not scheduler.queued:
-        kitchen.stats.instant(prompt, tokens, room, reason)
-        created = head.refresh()
-        if not ask.stream:
-            body = style.whole(ident, created, kitchen.corpus.text(start, tokens), reason.encode(), prompt, tokens)
-            response = b"%b%d\r\n\r\n%b" % (head.ok(kitchen.json_type), len(body), body)
-            kitchen.stats.http(route, "POST", 200, received, len(body), 0.0)
-            return response
-        if tokens <= 4096:
-            response = head.stream(kitchen.events_type) + burst(
-                style, ident, created, start, tokens, reason, ask.usage, prompt
+    `room`: the most tokens it may have. `start` is the hot path: where the engine takes no time and a slot is free, the
+    answer is put together at once from parts that were made before.
+    """
+
+    __slots__ = ("_row", "ask", "fast", "kitchen", "prompt", "room", "route", "style")
+
+    def __init__(self, kitchen: Kitchen, ask: Ask, room: int, route: str) -> None:
+        self.kitchen = kitchen
+        self.ask = ask
+        self.room = room
+        self.route = route
+        self.style = kitchen.chat if ask.chat else kitchen.text
+        self.prompt = ask.prompts[0]
+        self.fast = ask.plain and not kitchen.faulty
+        self._row = kitchen.rows[ask.chat]
+
+    def start(self, connection: Connection, draw: int, given_id: bytes, received: int) -> bytes | None:
+        """Bytes where the whole answer is there at once; else None: the connection is busy, or the queue was full."""
+        if not self.fast:
+            from ._rich import rich_answer
+
+            return rich_answer(self.kitchen, connection, self.ask, draw, self.room, given_id, self.route, received)
+        kitchen = self.kitchen
+        ask = self.ask
+        tokens, reason = self.room, "length"
+        if not ask.ignore_eos:
+            drawn = kitchen.draws.length(draw, 1 << 30)
+            if drawn < tokens:
+                tokens, reason = drawn, "stop"
+        scheduler = kitchen.scheduler
+        if scheduler.instant and scheduler.active < scheduler.max_seqs and not scheduler.queued:
+            if not ask.stream:
+                return self._whole(draw, given_id, tokens, reason, received)
+            if tokens <= 4096:
+                stats, head = kitchen.stats, kitchen.head
+                stats.instant(self.prompt, tokens, self.room, reason)
+                created = head.refresh()
+                ident = identity(draw, given_id) if given_id else b"%016x" % draw
+                start = draw % LENGTH
+                stats.http_instant(self._row, received, 0)
+                return head.stream(kitchen.events_type) + burst(
+                    self.style, ident, created, start, tokens, reason, ask.usage, self.prompt
+                )
+        return self._work(connection, draw, given_id, tokens, reason, received)
+
+    def _whole(self, draw: int, given_id: bytes, tokens: int, reason: str, received: int) -> bytes:
+        kitchen = self.kitchen
+        stats, head = kitchen.stats, kitchen.head
+        stats.instant(self.prompt, tokens, self.room, reason)
+        style = self.style
+        tail = style.tail_of(reason, self.prompt, tokens)
+        text = kitchen.corpus.text(draw % LENGTH, tokens)
+        ident = identity(draw, given_id) if given_id else b"%016x" % draw
+        before, middle = style.opens, style.middle
+        # The second of the epoch has ten digits until the year 2286.
+        size = len(before) + len(ident) + len(middle) + 10 + len(style.message) + len(text) + len(tail)
+        second = head.refresh()
+        stats.http_instant(self._row, received, size)
+        return (
+            b"".join(
+                (
+                    head.ok(kitchen.json_type),
+                    b"%d\r\n\r\n" % size,
+                    before,
+                    ident,
+                    middle,
+                    head.second,
+                    style.message,
+                    text,
+                    tail,
+                )
             )
-            kitchen.stats.http(route, "POST", 200, received, 0, 0.0)
-            return response
-    work: Stream | Whole
-    if ask.stream:
-        work = Stream(kitchen, connection, style, ident, start, ask.usage, route, received)
-    else:
-        work = Whole(kitchen, connection, style, ident, start, route, received)
-    seq = Sequence(work, prompt, tokens, streams=ask.stream, draw=draw, reason=reason)
-    seq.max_tokens = room
-    if kitchen.caching:
-        seq.chain = chain(ask.text)
-    work.seq = seq
-    connection.busy = work
-    if not scheduler.submit(seq):
-        connection.busy = None
+            if second
+            else b""
+        )
+
+    def _work(
+        self, connection: Connection, draw: int, given_id: bytes, tokens: int, reason: str, received: int
+    ) -> bytes | None:
+        kitchen = self.kitchen
+        ask = self.ask
+        ident = identity(draw, given_id)
+        start = draw % LENGTH
+        work: Stream | Whole
+        if ask.stream:
+            work = Stream(kitchen, connection, self.style, ident, start, ask.usage, self.route, received)
+        else:
+            work = Whole(kitchen, connection, self.style, ident, start, self.route, received)
+        seq = Sequence(work, self.prompt, tokens, streams=ask.stream, draw=draw, reason=reason)
+        seq.max_tokens = self.room
+        if kitchen.caching:
+            seq.chain = chain(ask.text)
+        work.seq = seq
+        connection.busy = work
+        if not kitchen.scheduler.submit(seq):
+            connection.busy = None
+            return None
+        if ask.stream and kitchen.dialect == "vllm":
+            connection.write(kitchen.head.stream(kitchen.events_type))
+            work.opened = True
         return None
-    if ask.stream and kitchen.dialect == "vllm":
-        connection.write(head.stream(kitchen.events_type))
-        work.opened = True
-    return None
 
 
 def burst(
@@ -123,15 +185,14 @@ def burst(
 ) -> bytes:
     """A whole stream at once, event by event as if it had taken its time."""
     head = style.head(ident, created)
-    starts, rests = style.tables(len(head))
-    parts = [style.opening(ident, created)]
+    starts, rests, middles = style.tables(len(head))
     left = tokens - 1
+    parts = [style.opening(ident, created)]
     at = start
     while left > 0:
         here = min(left, LENGTH)
         stop = at + here
-        middle = [a + head + b for a, b in zip(starts[at:stop], rests[at:stop], strict=True)]
-        parts.append(b"".join(middle))
+        parts += (starts[at], head, head.join(middles[at : stop - 1]) + head if here > 1 else b"", rests[stop - 1])
         left -= here
         at = stop % LENGTH
     parts.append(style.last(head, style._corpus.piece(start + tokens - 1), reason.encode()))
@@ -226,7 +287,7 @@ class Stream:
         self.opened = False
         self.created = kitchen.head.refresh()
         self.head = style.head(ident, self.created)
-        self.starts, self.rests = style.tables(len(self.head))
+        self.starts, self.rests, _ = style.tables(len(self.head))
         self.seq: Sequence
 
     def on_token(self, seq: Sequence) -> None:
@@ -268,9 +329,9 @@ def dumps(value: Any) -> bytes:
 __all__ = [
     "FINGERPRINT",
     "Kitchen",
+    "Prepared",
     "Stream",
     "Whole",
-    "answer",
     "burst",
     "dumps",
     "event",

@@ -64,8 +64,7 @@ def _not_json(body: bytes) -> Refused:
 # With nothing but these a chat needs no further look.
 _COMMON = frozenset(
     ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "temperature", "top_p")
-    + ("seed", "ignore_eos", "n", "stop")
-)
+) | {"seed", "ignore_eos", "n", "stop"}
 
 
 class Ask:

@@ -66,7 +66,8 @@ class _Page:
 
 
 def _process(page: _Page, created: float) -> None:
-    info = f'implementation="CPython",major="{sys.version_info[0]}",minor="{sys.version_info[1]}",patchlevel="{sys.version_info[2]}"'
+    major, minor, patch = sys.version_info[:3]
+    info = f'implementation="CPython",major="{major}",minor="{minor}",patchlevel="{patch}"'
     page.gauge("python_info", "Python platform information", [(f'{info},version="{platform.python_version()}"', 1.0)])
     usage = resource.getrusage(resource.RUSAGE_SELF)
     resident = float(usage.ru_maxrss * 1024)

@@ -65,6 +65,7 @@ class Head:
         self.length, self.type, self.transfer = names
         self._second = 0
         self.now = 0
+        self.second = b""
         self._date = b""
         self._json: dict[bytes, bytes] = {}
         self.refresh()
@@ -74,6 +75,7 @@ class Head:
         second = int(time.time())
         if second != self._second:
             self._second = self.now = second
+            self.second = b"%d" % second
             self._date = formatdate(second, usegmt=True).encode()
             self._json.clear()
         return second
@@ -91,8 +93,10 @@ class Head:
         )
 
     def ok(self, content_type: bytes) -> bytes:
-        """The head of a 200 up to and with `content-length: `; the caller adds number, blank line and body."""
-        self.refresh()
+        """The head of a 200 up to and with `content-length: `; the caller adds number, blank line and body.
+
+        The date is that of the last `refresh`, which the caller has just asked for the time.
+        """
         found = self._json.get(content_type)
         if found is None:
             found = self._json[content_type] = self._start(200, content_type) + self.length + b": "

@@ -144,6 +144,11 @@ class Native:
         }
         return orjson.dumps(body)
 
+    def _text(self, seq: Sequence) -> str:
+        if self.pieces is not None:
+            return "".join(self.pieces)
+        return self.model.kitchen.corpus.text(self.start, seq.made).decode()
+
     def _calls(self) -> list[dict[str, Any]]:
         name, arguments = self.call or ("", {})
         return [{"function": {"name": name, "arguments": arguments}}]
@@ -159,10 +164,7 @@ class NativeWhole(Native):
         if self.cut:
             self.connection.abort()
             return
-        if self.pieces is None:
-            text = self.model.kitchen.corpus.text(self.start, seq.made).decode()
-        else:
-            text = "".join(self.pieces)
+        text = self._text(seq)
         body = self.final(seq, text)
         kitchen = self.model.kitchen
         self.connection.write(b"%b%d\r\n\r\n%b" % (kitchen.head.ok(JSON), len(body), body))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import _ask
-from ._answers import answer
+from ._answers import Prepared
 from ._ask import Ask, Refused
 from ._http import GIN, Connection, Request
 from ._library import Library, Model, full_name, stamp
@@ -430,7 +430,7 @@ class Ollama:
         room = min(ask.max_tokens, 1 << 17) if ask.max_tokens is not None else context - 1
 
         def then() -> bytes | None:
-            response = answer(model.kitchen, connection, ask, draw, room, b"", route, len(request.body))
+            response = Prepared(model.kitchen, ask, room, route).start(connection, draw, b"", len(request.body))
             if response is None and connection.busy is None:
                 return self._refused(b"/v1/", Refused(503, BUSY))
             return response

@@ -131,7 +131,7 @@ class Process:
         app.draining = True
         grace = options.shutdown_timeout if options.shutdown_timeout is not None else sim.grace
         deadline = loop.time() + grace
-        while app.busy() and loop.time() < deadline:  # noqa: ASYNC110 - rare, short, and over when the process ends
+        while app.busy() and loop.time() < deadline:
             await asyncio.sleep(0.02)
         listening.close()
         server.close_idle()

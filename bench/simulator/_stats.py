@@ -251,12 +251,25 @@ class Stats:
         self.observe(self.params_max_tokens, seq.max_tokens)
         self.observe(self.params_n, 1)
 
-    def http(self, handler: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
-        """One HTTP exchange, as the instrumentation of vLLM's web framework counts it."""
+    def row(self, handler: str, method: str, status: int) -> list[float]:
+        """The counts of one handler, method and class of status, to write to directly."""
         key = (handler, method, f"{status // 100}xx")
         row = self.handlers.get(key)
         if row is None:
             row = self.handlers[key] = [0.0] * (3 + len(HTTP_COARSE) + 2)
+        return row
+
+    def http_instant(self, row: list[float], received: int, sent: int) -> None:
+        """One exchange that took no time."""
+        row[0] += 1
+        row[1] += received
+        row[2] += sent
+        row[3] += 1
+        self.values[self.http_fine.at] += 1
+
+    def http(self, handler: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
+        """One HTTP exchange, as the instrumentation of vLLM's web framework counts it."""
+        row = self.row(handler, method, status)
         row[0] += 1
         row[1] += received
         row[2] += sent
@@ -273,4 +286,4 @@ class Stats:
         values[self.running] = running
         values[self.waiting] = waiting
         values[self.kv_usage] = kv_usage
-        return list(values), {key: list(row) for key, row in self.handlers.items()}
+        return list(values), {key: list(row) for key, row in self.handlers.items() if row[0]}

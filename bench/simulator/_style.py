@@ -29,14 +29,28 @@ def event(data: bytes) -> bytes:
 class Style:
     """Bytes of one route. `head(id, created)` is the constant part of a stream's events; see the module's docstring."""
 
-    __slots__ = ("_corpus", "_tables", "after", "answer_end", "before", "chat", "dialect", "first", "model", "prefix")
+    __slots__ = (
+        "_corpus",
+        "_tables",
+        "_tails",
+        "after",
+        "before",
+        "chat",
+        "dialect",
+        "first",
+        "message",
+        "middle",
+        "model",
+        "opens",
+        "prefix",
+    )
 
     def __init__(self, dialect: str, model: str, *, chat: bool, corpus: Corpus) -> None:
         self.dialect = dialect
         self.chat = chat
         self.model = orjson.dumps(model)
         self._corpus = corpus
-        self._tables: dict[int, tuple[list[bytes], list[bytes]]] = {}
+        self._tables: dict[int, tuple[list[bytes], list[bytes], list[bytes]]] = {}
         vllm = dialect == "vllm"
         kind = b"chat.completion" if chat else b"text_completion"
         self.prefix = b"chatcmpl-" if chat else b"cmpl-"
@@ -57,14 +71,22 @@ class Style:
             )
         else:
             self.after = close + b',"finish_reason":null}]}'
-        self.answer_end = b""
+        # An answer that is not streamed: `opens`, id, `middle`, time, `message`, text, tail.
+        self.opens = b'{"id":"' + self.prefix
+        self.middle = b'","object":"%b","created":' % kind
+        self._tails: dict[tuple[str, int, int], bytes] = {}
+        start = b'"message":{"role":"assistant","content":"' if chat else b'"text":"'
+        self.message = b',"model":%b%b,"choices":[{"index":0,%b' % (self.model, mark, start)
 
     def head(self, ident: bytes, created: int) -> bytes:
         """The part of every event of one stream before the token."""
         return b'{"id":"%b%b%b%d%b' % (self.prefix, ident, self.before, created, self.first)
 
-    def tables(self, head: int) -> tuple[list[bytes], list[bytes]]:
-        """(starts, rests) by token of the corpus for events whose constant part has `head` bytes."""
+    def tables(self, head: int) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """(starts, rests, middles) by token of the corpus for events whose constant part has `head` bytes.
+
+        A middle is the rest of one token with the start of the next: `head.join(middles)` is a run of events.
+        """
         found = self._tables.get(head)
         if found is None:
             if len(self._tables) > 8:
@@ -73,7 +95,8 @@ class Style:
             fixed = head + len(self.after) + 8
             starts = [b"%x\r\ndata: " % (fixed + len(piece)) for piece in pieces]
             rests = [piece + self.after + b"\n\n\r\n" for piece in pieces]
-            found = self._tables[head] = (starts + starts, rests + rests)
+            middles = [rest + after for rest, after in zip(rests, starts[1:] + starts[:1], strict=True)]
+            found = self._tables[head] = (starts + starts, rests + rests, middles + middles)
         return found
 
     def opening(self, ident: bytes, created: int) -> bytes:
@@ -113,47 +136,48 @@ class Style:
             b'"total_tokens":%d}}' % (start, prompt, made, prompt + made)
         )
 
-    def whole(self, ident: bytes, created: int, text: bytes, reason: bytes, prompt: int, made: int) -> bytes:
-        """The body of an answer that is not streamed; `text` is safe inside a JSON string."""
-        kind = b"chat.completion" if self.chat else b"text_completion"
+    def tail_of(self, reason: str, prompt: int, made: int) -> bytes:
+        """`tail`, remembered for the last few hundred kinds of answer."""
+        key = (reason, prompt, made)
+        found = self._tails.get(key)
+        if found is None:
+            if len(self._tails) >= 256:
+                self._tails.clear()
+            found = self._tails[key] = self.tail(reason.encode(), prompt, made)
+        return found
+
+    def tail(self, reason: bytes, prompt: int, made: int) -> bytes:
+        """What follows the text of an answer that is not streamed."""
         if self.dialect == "vllm":
             if self.chat:
                 choice = (
-                    b'"message":{"role":"assistant","content":"%b","refusal":null,"annotations":null,"audio":null,'
-                    b'"function_call":null,"tool_calls":[],"reasoning":null},"logprobs":null,"finish_reason":"%b",'
-                    b'"stop_reason":null,"token_ids":null' % (text, reason)
+                    b'","refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[],'
+                    b'"reasoning":null},"logprobs":null,"finish_reason":"%b","stop_reason":null,"token_ids":null'
+                    % reason
                 )
-                tail = b',"prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,"kv_transfer_params":null}'
+                end = b',"prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,"kv_transfer_params":null}'
             else:
                 choice = (
-                    b'"text":"%b","logprobs":null,"finish_reason":"%b","stop_reason":null,"token_ids":null,'
-                    b'"prompt_logprobs":null,"prompt_token_ids":null' % (text, reason)
+                    b'","logprobs":null,"finish_reason":"%b","stop_reason":null,"token_ids":null,'
+                    b'"prompt_logprobs":null,"prompt_token_ids":null' % reason
                 )
-                tail = b',"kv_transfer_params":null}'
+                end = b',"kv_transfer_params":null}'
             return (
-                b'{"id":"%b%b","object":"%b","created":%d,"model":%b,"choices":[{"index":0,%b}],"service_tier":null,'
-                b'"system_fingerprint":"%b","usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,'
-                b'"prompt_tokens_details":null}%b'
-                % (
-                    self.prefix,
-                    ident,
-                    kind,
-                    created,
-                    self.model,
-                    choice,
-                    FINGERPRINT,
-                    prompt,
-                    prompt + made,
-                    made,
-                    tail,
-                )
+                b'%b}],"service_tier":null,"system_fingerprint":"%b","usage":{"prompt_tokens":%d,"total_tokens":%d,'
+                b'"completion_tokens":%d,"prompt_tokens_details":null}%b'
+                % (choice, FINGERPRINT, prompt, prompt + made, made, end)
             )
-        if self.chat:
-            choice = b'"message":{"role":"assistant","content":"%b"},"finish_reason":"%b"' % (text, reason)
-        else:
-            choice = b'"text":"%b","finish_reason":"%b"' % (text, reason)
-        return (
-            b'{"id":"%b%b","object":"%b","created":%d,"model":%b,"system_fingerprint":"fp_ollama",'
-            b'"choices":[{"index":0,%b}],"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}'
-            % (self.prefix, ident, kind, created, self.model, choice, prompt, made, prompt + made)
+        close = b'"}' if self.chat else b'"'
+        return b'%b,"finish_reason":"%b"}],"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}' % (
+            close,
+            reason,
+            prompt,
+            made,
+            prompt + made,
+        )
+
+    def whole(self, ident: bytes, created: int, text: bytes, reason: bytes, prompt: int, made: int) -> bytes:
+        """The body of an answer that is not streamed; `text` is safe inside a JSON string."""
+        return b"".join(
+            (self.opens, ident, self.middle, b"%d" % created, self.message, text, self.tail(reason, prompt, made))
         )

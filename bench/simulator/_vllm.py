@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import _ask
-from ._answers import JSON, Kitchen, answer, dumps
+from ._answers import JSON, Kitchen, Prepared, dumps
 from ._ask import Refused
 from ._exposition import exposition
 from ._http import UVICORN, Connection, Request
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+# Requests remembered per route, and the longest of them: at most 1 MiB.
+_REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 Handler = Callable[[Connection, Request], bytes | None]
 
 
@@ -38,6 +40,8 @@ class Vllm:
         self.created = int(time.time())
         self.keys = frozenset(b"Bearer " + key.encode() for key in options.api_keys)
         self.draining = False
+        self._chats: dict[bytes, Prepared] = {}
+        self._texts: dict[bytes, Prepared] = {}
         # path -> (allowed method, handler)
         self.routes: dict[bytes, tuple[bytes, Handler]] = {
             b"/v1/chat/completions": (b"POST", self.chat),
@@ -105,18 +109,22 @@ class Vllm:
 
     def chat(self, connection: Connection, request: Request) -> bytes | None:
         """POST /v1/chat/completions"""
-        self._content_type(request)
         draw = self.machine.draws.next()
-        data = _ask.read(request.body)
-        ask = _ask.chat(data, draw, auto_tools=self.options.auto_tools)
-        return self._answer(connection, request, ask, draw, _CHAT)
+        prepared = self._chats.get(request.body)
+        if prepared is None or request.content_type != JSON:
+            self._content_type(request)
+            ask = _ask.chat(_ask.read(request.body), draw, auto_tools=self.options.auto_tools)
+            prepared = self._prepare(request, ask, _CHAT, self._chats)
+        return self._answer(connection, request, prepared, draw)
 
     def completions(self, connection: Connection, request: Request) -> bytes | None:
         """POST /v1/completions"""
-        self._content_type(request)
         draw = self.machine.draws.next()
-        ask = _ask.completion(_ask.read(request.body))
-        return self._answer(connection, request, ask, draw, _COMPLETIONS)
+        prepared = self._texts.get(request.body)
+        if prepared is None or request.content_type != JSON:
+            self._content_type(request)
+            prepared = self._prepare(request, _ask.completion(_ask.read(request.body)), _COMPLETIONS, self._texts)
+        return self._answer(connection, request, prepared, draw)
 
     def _content_type(self, request: Request) -> None:
         kind = request.content_type
@@ -133,7 +141,8 @@ class Vllm:
             )
         return kitchen
 
-    def _answer(self, connection: Connection, request: Request, ask: _ask.Ask, draw: int, route: str) -> bytes | None:
+    def _prepare(self, request: Request, ask: _ask.Ask, route: str, memory: dict[bytes, Prepared]) -> Prepared:
+        """Check the limits; what a client may send again, byte for byte, is remembered."""
         kitchen = self._kitchen(ask.model)
         limit = self.options.context_tokens
         prompt = max(ask.prompts)
@@ -148,16 +157,23 @@ class Vllm:
         if prompt + (wanted or 1) > limit:
             raise Refused(
                 400,
-                f"This model's maximum context length is {limit} tokens. However, you requested {wanted or 0} output tokens and "
-                f"your prompt contains at least {prompt} input tokens, for a total of at least {prompt + (wanted or 0)} tokens. "
-                "Please reduce the length of the input prompt or the number of requested output tokens. "
-                f"(parameter=input_tokens, value={prompt})",
+                f"This model's maximum context length is {limit} tokens. However, you requested {wanted or 0} output "
+                f"tokens and your prompt contains at least {prompt} input tokens, for a total of at least "
+                f"{prompt + (wanted or 0)} tokens. Please reduce the length of the input prompt or the number of "
+                f"requested output tokens. (parameter=input_tokens, value={prompt})",
                 param="input_tokens",
             )
+        prepared = Prepared(kitchen, ask, wanted if wanted is not None else limit - prompt, route)
+        if ask.plain and len(request.body) <= _REMEMBERED_BYTES:
+            if len(memory) >= _REMEMBERED:
+                memory.clear()
+            memory[request.body] = prepared
+        return prepared
+
+    def _answer(self, connection: Connection, request: Request, prepared: Prepared, draw: int) -> bytes | None:
         if self.draining:
             return self.refuse(503, "The server is shutting down.")
-        room = wanted if wanted is not None else limit - prompt
-        found = answer(kitchen, connection, ask, draw, room, request.request_id, route, len(request.body))
+        found = prepared.start(connection, draw, request.request_id, len(request.body))
         if found is None and connection.busy is None and not connection.closing:
             return self._error(503, "Request queue is full.", "ServiceUnavailableError")
         return found
