@@ -118,6 +118,14 @@ class Process:
         sock = sock or listener(options.host, options.port)
         self.port = sock.getsockname()[1]
         listening = await loop.create_server(server.protocol, sock=sock, ssl=tls(options))
+        exporter = None
+        if sim.metrics_port and self.worker == 0:
+            from ._exporter import Exporter
+
+            pages = Server(
+                Exporter(machine, app), loop, max_connections=64, max_body=1 << 10, head_seconds=10.0, idle_seconds=60.0
+            )
+            exporter = await loop.create_server(pages.protocol, sock=listener(options.host, sim.metrics_port))
         if self.worker == 0:
             names = ", ".join(options.models) or "no model yet"
             warn(
@@ -134,6 +142,9 @@ class Process:
         while app.busy() and loop.time() < deadline:
             await asyncio.sleep(0.02)
         listening.close()
+        if exporter is not None:
+            exporter.close()
+            pages.stop()
         server.close_idle()
         await asyncio.sleep(0)
         server.stop()

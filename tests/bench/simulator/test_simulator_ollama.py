@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,3 +159,19 @@ def test_unknown_routes_and_methods_are_answered_as_the_router_does(ollama: Any)
     assert httpx.get(ollama.url + "/api/chat").status_code == 405
     assert httpx.head(ollama.url + "/").status_code == 200
     assert httpx.get(ollama.url + "/").text == "Ollama is running"
+
+
+def test_metrics_of_the_ollama_dialect_are_on_a_port_of_their_own(serve: Callable[..., Any]) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    served = serve(
+        "ollama", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="1ms",
+        TOLLGATE_SIM_METRICS_PORT=str(port),
+    )  # fmt: skip
+    assert httpx.get(served.url + "/metrics").status_code == 404
+    body = {"model": "gemma3:4b", "prompt": "a b c", "stream": False, "options": {"num_predict": 5}}
+    assert httpx.post(served.url + "/api/generate", json=body).json()["eval_count"] == 5
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'ollama:generation_tokens_total{engine="0",model_name="gemma3:4b"} 5.0' in text
+    assert 'ollama:num_requests_waiting{engine="0",model_name="gemma3:4b"} 0.0' in text
