@@ -148,7 +148,8 @@ def main() -> None:
                 other = port()
                 (folder / "nginx.conf").write_text(
                     f"daemon off; worker_processes 1; pid {name}/pid; error_log /dev/null; events {{}}\n"
-                    f"http {{ access_log off; keepalive_requests 10000000; client_body_temp_path {name}/b; proxy_temp_path {name}/p;"
+                    f"http {{ access_log off; keepalive_requests 10000000; client_body_temp_path {name}/b;"
+                    f" proxy_temp_path {name}/p;"
                     f" fastcgi_temp_path {name}/f; uwsgi_temp_path {name}/u; scgi_temp_path {name}/s;\n"
                     f" server {{ listen 127.0.0.1:{other}; root {name}; }} }}\n"
                 )
