@@ -10,63 +10,122 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._answers import Point, as_release, headroom, longest_reply, nearest, over_slots, over_users
+    from ._billing import URL as BILLING_URL
+    from ._billing import refresh as refresh_prices
     from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, MigProfile, Quantization, catalog, find_model
     from ._check import check, resolve
+    from ._explore import Choice, Search, choices, frontier, limits
+    from ._fit import Calibration, calibrate, read_results
+    from ._html import page as html_page
     from ._memory import Memory, memory_for
     from ._plan import Plan, plan, plan_for
     from ._prices import Price, PriceBook, price_book
     from ._queueing import Prediction, predict
+    from ._render import markdown as report_markdown
+    from ._render import rendered
+    from ._report import Report, report_search, report_stack
+    from ._report import as_json as report_json
     from ._timing import Timing, timing, timing_for
 
+# public name -> (module, name there)
 _HOMES = {
-    "Catalog": "_catalog",
-    "CatalogModel": "_catalog",
-    "Engine": "_catalog",
-    "Gpu": "_catalog",
-    "Machine": "_catalog",
-    "Memory": "_memory",
-    "MigProfile": "_catalog",
-    "Plan": "_plan",
-    "Prediction": "_queueing",
-    "Price": "_prices",
-    "PriceBook": "_prices",
-    "Quantization": "_catalog",
-    "Timing": "_timing",
-    "catalog": "_catalog",
-    "check": "_check",
-    "find_model": "_catalog",
-    "memory_for": "_memory",
-    "plan": "_plan",
-    "plan_for": "_plan",
-    "predict": "_queueing",
-    "price_book": "_prices",
-    "resolve": "_check",
-    "timing": "_timing",
-    "timing_for": "_timing",
+    "Calibration": ("_fit", "Calibration"),
+    "Catalog": ("_catalog", "Catalog"),
+    "BILLING_URL": ("_billing", "URL"),
+    "CatalogModel": ("_catalog", "CatalogModel"),
+    "Choice": ("_explore", "Choice"),
+    "Engine": ("_catalog", "Engine"),
+    "Gpu": ("_catalog", "Gpu"),
+    "Machine": ("_catalog", "Machine"),
+    "Memory": ("_memory", "Memory"),
+    "MigProfile": ("_catalog", "MigProfile"),
+    "Plan": ("_plan", "Plan"),
+    "Point": ("_answers", "Point"),
+    "Prediction": ("_queueing", "Prediction"),
+    "Price": ("_prices", "Price"),
+    "PriceBook": ("_prices", "PriceBook"),
+    "Quantization": ("_catalog", "Quantization"),
+    "Report": ("_report", "Report"),
+    "Search": ("_explore", "Search"),
+    "Timing": ("_timing", "Timing"),
+    "as_release": ("_answers", "as_release"),
+    "calibrate": ("_fit", "calibrate"),
+    "catalog": ("_catalog", "catalog"),
+    "check": ("_check", "check"),
+    "choices": ("_explore", "choices"),
+    "find_model": ("_catalog", "find_model"),
+    "frontier": ("_explore", "frontier"),
+    "headroom": ("_answers", "headroom"),
+    "html_page": ("_html", "page"),
+    "limits": ("_explore", "limits"),
+    "longest_reply": ("_answers", "longest_reply"),
+    "memory_for": ("_memory", "memory_for"),
+    "nearest": ("_answers", "nearest"),
+    "over_slots": ("_answers", "over_slots"),
+    "over_users": ("_answers", "over_users"),
+    "plan": ("_plan", "plan"),
+    "plan_for": ("_plan", "plan_for"),
+    "predict": ("_queueing", "predict"),
+    "price_book": ("_prices", "price_book"),
+    "read_results": ("_fit", "read_results"),
+    "refresh_prices": ("_billing", "refresh"),
+    "rendered": ("_render", "rendered"),
+    "report_json": ("_report", "as_json"),
+    "report_markdown": ("_render", "markdown"),
+    "report_search": ("_report", "report_search"),
+    "report_stack": ("_report", "report_stack"),
+    "resolve": ("_check", "resolve"),
+    "timing": ("_timing", "timing"),
+    "timing_for": ("_timing", "timing_for"),
 }
 
 __all__ = [
+    "BILLING_URL",
+    "Calibration",
     "Catalog",
     "CatalogModel",
+    "Choice",
     "Engine",
     "Gpu",
     "Machine",
     "Memory",
     "MigProfile",
     "Plan",
+    "Point",
     "Prediction",
     "Price",
     "PriceBook",
     "Quantization",
+    "Report",
+    "Search",
     "Timing",
+    "as_release",
+    "calibrate",
     "catalog",
     "check",
+    "choices",
     "find_model",
+    "frontier",
+    "headroom",
+    "html_page",
+    "limits",
+    "longest_reply",
     "memory_for",
+    "nearest",
+    "over_slots",
+    "over_users",
     "plan",
     "plan_for",
     "predict",
     "price_book",
+    "read_results",
+    "refresh_prices",
+    "rendered",
+    "report_json",
+    "report_markdown",
+    "report_search",
+    "report_stack",
     "resolve",
     "timing",
     "timing_for",
@@ -76,6 +135,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'planner' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(f".{module}", __name__), attribute)
     globals()[name] = value
     return value

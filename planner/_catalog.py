@@ -31,7 +31,8 @@ class MigProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A GPU in GKE's name. `flops`: dense FLOP/s by arithmetic; `link`: bytes/s, one way, between GPUs of a machine."""
+    """A GPU in GKE's name. `flops`: dense FLOP/s by arithmetic; `link`: bytes/s, one way, between GPUs of a machine;
+    `hop`: seconds of one small all-reduce over it."""
 
     id: str
     name: str
@@ -40,6 +41,7 @@ class Gpu:
     bandwidth: float
     flops: Mapping[str, float]
     link: float
+    hop: float
     mig: Mapping[str, MigProfile]
     source: str
     as_of: str
@@ -129,6 +131,8 @@ class Engine:
     """An engine's constants of the latency and memory model; `sources`: constant -> (kind, source)."""
 
     id: str
+    version: str
+    image: str
     max_slots: int
     memory_utilization: float
     overhead_gb: float

@@ -15,8 +15,22 @@ from stacks import InputError
 
 from ._catalog import FOLDER
 
-_COLUMNS = ("cloud", "region", "machine_type", "on_demand_usd_per_hour", "spot_usd_per_hour", "source", "as_of", "note")
-_OPTIONAL = ("commit_1y_usd_per_hour", "commit_3y_usd_per_hour", "gpu", "gpu_count")
+# Of a price book, in order; those of `_REQUIRED` must be there.
+COLUMNS = (
+    "cloud",
+    "region",
+    "machine_type",
+    "gpu",
+    "gpu_count",
+    "on_demand_usd_per_hour",
+    "spot_usd_per_hour",
+    "commit_1y_usd_per_hour",
+    "commit_3y_usd_per_hour",
+    "source",
+    "as_of",
+    "note",
+)
+_REQUIRED = frozenset(COLUMNS) - {"gpu", "gpu_count", "commit_1y_usd_per_hour", "commit_3y_usd_per_hour"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,9 +103,9 @@ def price_book(path: Path | None = None) -> PriceBook:
 def parse_book(text: str, *, source: str) -> PriceBook:
     """The book of a CSV text. Raises InputError naming the line: missing columns, no price, spot not below on demand."""
     reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in COLUMNS if name in _REQUIRED and name not in (reader.fieldnames or ())]
     if missing:
-        raise _bad(source, 1, f"no column {missing[0]}", ", ".join((*_COLUMNS, *_OPTIONAL)))
+        raise _bad(source, 1, f"no column {missing[0]}", ", ".join(COLUMNS))
     prices = {}
     for row in reader:
         line = reader.line_num

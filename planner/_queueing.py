@@ -212,6 +212,8 @@ class _Row:
 def _join(wait: _Latency, part: _Latency) -> _Latency:
     """Sum of two independent times: means add, deviations of a quantile from its mean add as squares."""
     mean = wait.mean + part.mean
+    if not math.isfinite(mean):
+        return wait
 
     def quantile(a: float, b: float) -> float:
         up, down = a - wait.mean, b - part.mean

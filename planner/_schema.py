@@ -45,6 +45,7 @@ class GpuEntry(_Entry):
     bandwidth_gb_per_second: _Positive
     tflops: dict[Literal["f32", "f16", "bf16", "fp8", "int8"], _Positive]
     link_gb_per_second: _Positive
+    hop_microseconds: _Positive
     mig: dict[Annotated[str, Field(pattern=r"^[1-7]g\.[0-9]+gb$")], MigEntry]
     source: _Text
     as_of: _Date
@@ -157,8 +158,10 @@ class Constant(_Entry):
 
 
 class EngineEntry(_Entry):
-    """The constants of an engine."""
+    """The constants of an engine; `version` and `image`: what a release drawn up by the planner names."""
 
+    version: str
+    image: str
     max_slots: _Count
     memory_utilization: Constant
     overhead_gb: Constant
@@ -224,6 +227,7 @@ def _gpu(entry: GpuEntry) -> dict[str, Any]:
         "bandwidth": entry.bandwidth_gb_per_second * 1e9,
         "flops": {key: value * 1e12 for key, value in entry.tflops.items()},
         "link": entry.link_gb_per_second * 1e9,
+        "hop": entry.hop_microseconds / 1e6,
         "mig": {
             name: {
                 "count": profile.count,
@@ -253,6 +257,8 @@ def _quantization(entry: QuantizationEntry) -> dict[str, Any]:
 def _engine(entry: EngineEntry) -> dict[str, Any]:
     constants = {name: value for name, value in entry if isinstance(value, Constant)}
     return {
+        "version": entry.version,
+        "image": entry.image,
         "max_slots": entry.max_slots,
         **{name: constant.value for name, constant in constants.items()},
         "sources": {name: (constant.kind, constant.source) for name, constant in constants.items()},

@@ -21,9 +21,7 @@ from ._memory import KV_BYTES, memory_for, weights_bytes
 if TYPE_CHECKING:
     from stacks import Release
 
-# Time of one small all-reduce or hop between GPUs: NCCL's latency, not its bandwidth. Assumed.
-_HOP_SECONDS = 12e-6
-# Between machines, without RDMA. Assumed.
+# One hop of activations between pipeline stages, over the network without RDMA. Assumed.
 _NETWORK_HOP_SECONDS = 40e-6
 
 
@@ -188,7 +186,7 @@ def build(
     # Scores and their product with the values: 2 × 2 FLOP per head element and pair of tokens, half of them causal.
     attention = 2 * model.heads * model.head_dim * model.full_attention_layers / flops
     reduce_bytes = 2 * 2 * model.hidden * 2.0 * (tensor - 1) / tensor  # two all-reduces, ring, 16-bit activations
-    hops = (2 * model.layers * _HOP_SECONDS if tensor > 1 else 0.0) + (pipeline - 1) * _NETWORK_HOP_SECONDS
+    hops = (2 * model.layers * gpu.hop if tensor > 1 else 0.0) + (pipeline - 1) * _NETWORK_HOP_SECONDS
     stages = pipeline if engine.id == "vllm" else 1
     return Timing(
         slots=memory.max_slots,

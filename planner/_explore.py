@@ -1,0 +1,346 @@
+"""Every way to serve a model: which GPU, engine, quantization and split keeps the promise, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stacks import InputError, Objectives, Traffic
+
+from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, Quantization, catalog
+from ._check import knee
+from ._memory import memory_for
+from ._plan import COSTS, HOURS_PER_MONTH, fewest, metrics_of, unmet_of
+from ._prices import PriceBook, price_book
+from ._queueing import predict
+from ._timing import Timing, build
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One way to serve a model, with the fewest nodes that keep the promise (or as many as are allowed).
+
+    `slots`: per replica, as `parallelism.slots: auto` would choose. Costs in USD on demand; `spot_per_hour` None where
+    the book has no spot offer. `predicted`: by the names of `stacks.OBJECTIVES`; `unmet`: promises not kept.
+    """
+
+    engine: str
+    quantization: str
+    gpu: str
+    mig_profile: str | None
+    tensor: int
+    pipeline: int
+    machine_type: str
+    replicas_per_node: int
+    slots: int
+    replicas: int
+    nodes: int
+    cost_per_hour: float
+    spot_per_hour: float | None
+    predicted: Mapping[str, float]
+    unmet: tuple[str, ...]
+
+    @property
+    def cost_per_month(self) -> float:
+        """USD for 730 hours on demand."""
+        return self.cost_per_hour * HOURS_PER_MONTH
+
+    @property
+    def summary(self) -> str:
+        """The choice in a few words."""
+        split = "".join(f", {word} {n}" for word, n in (("tensor", self.tensor), ("pipeline", self.pipeline)) if n > 1)
+        slice_ = f" {self.mig_profile}" if self.mig_profile else ""
+        return (
+            f"{self.nodes} × {self.machine_type}{slice_}, {self.engine} {self.quantization}, {self.slots} slots{split}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Way:
+    """A configuration of one replica on one kind of machine."""
+
+    engine: Engine
+    quantization: Quantization
+    gpu: Gpu
+    mig_profile: str | None
+    tensor: int
+    pipeline: int
+    timing: Timing
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """What to look through; None: everything in the catalog. `max_nodes`: the quota. `budget`: USD per hour."""
+
+    model: str
+    traffic: Traffic
+    objectives: Objectives | None = None
+    context_tokens: int = 2048
+    engines: Sequence[str] | None = None
+    quantizations: Sequence[str] | None = None
+    gpus: Sequence[str] | None = None
+    machines: Sequence[str] | None = None
+    mig: bool = True
+    spot: bool = False
+    region: str = "us-central1"
+    max_nodes: int = 5000
+    budget: float | None = None
+    kv_cache: str = "f16"
+
+
+def choices(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
+    """All choices, those that keep the promise within the budget first, then by cost. Raises InputError for names."""
+    offers = _offers(search, prices or price_book())
+    found = []
+    for way in _ways(search, catalog()):
+        machines = [offer for offer in offers if _fits_machine(way, offer.machine)]
+        if not machines:
+            continue
+        needed = _needed(way, search, max(_most(way, offer, search) for offer in machines))
+        for offer in machines:
+            most = _most(way, offer, search)
+            if most:
+                nodes = math.ceil(min(needed, most) / _per_node(way, offer.machine)) * way.pipeline
+                found.append(_at(way, offer, search, nodes))
+    return tuple(sorted(found, key=lambda c: (len(c.unmet), _cost(c, search), c.predicted["e2e_p95_seconds"])))
+
+
+def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
+    """The Pareto front of cost against end-to-end latency (p95): nobody in it is beaten on both, and each is at least a
+    tenth faster than the cheaper one before it.
+
+    Each way is tried from the fewest nodes that carry the traffic up to one replica per user, in steps of 1.5.
+    """
+    offers = _offers(search, prices or price_book())
+    bare = replace(search, objectives=None)
+    points: list[Choice] = []
+    for way in _ways(bare, catalog()):
+        for offer in offers:
+            if not _fits_machine(way, offer.machine):
+                continue
+            most = _most(way, offer, bare) // _per_node(way, offer.machine)
+            replicas = _needed(way, bare, most * _per_node(way, offer.machine))
+            spans = math.ceil(replicas / _per_node(way, offer.machine))
+            while 0 < spans <= most:
+                point = _at(way, offer, search, spans * way.pipeline)
+                if math.isfinite(point.predicted["e2e_p95_seconds"]):
+                    points.append(point)
+                if point.predicted["running"] <= 1.0:
+                    break
+                spans = math.ceil(spans * 1.5)
+    front: list[Choice] = []
+    best = math.inf
+    for point in sorted(points, key=lambda c: (_cost(c, search), c.predicted["e2e_p95_seconds"])):
+        if point.predicted["e2e_p95_seconds"] < best * 0.9:
+            best = point.predicted["e2e_p95_seconds"]
+            front.append(point)
+    return tuple(front)
+
+
+def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, float]:
+    """The best that any choice can do for each promised metric, whatever it costs: one user per replica.
+
+    Keys are the promised metrics; a promise beyond its limit cannot be kept by any choice in the catalog.
+    """
+    if search.objectives is None:
+        return {}
+    best: dict[str, float] = {}
+    lonely = search.traffic.model_copy(update={"arrival": "closed", "users": 1, "requests_per_second": None})
+    for way in _ways(search, catalog()):
+        prediction = predict(way.timing, slots=way.slots, replicas=1, traffic=lonely)
+        values = metrics_of(prediction, lonely, 0.0)
+        for name, _ in search.objectives.items():
+            if name.endswith("_seconds"):
+                best[name] = min(best.get(name, math.inf), values[name])
+    return best
+
+
+def _cost(choice: Choice, search: Search) -> float:
+    if search.spot:
+        return choice.spot_per_hour if choice.spot_per_hour is not None else math.inf
+    return choice.cost_per_hour
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Offer:
+    machine: Machine
+    on_demand: float
+    spot: float | None
+
+    def price(self, search: Search) -> float:
+        return self.spot if search.spot and self.spot is not None else self.on_demand
+
+
+def _offers(search: Search, book: PriceBook) -> list[_Offer]:
+    """The machines with a price, of those alike in GPUs only the cheapest unless the search names machines."""
+    cheapest: dict[object, _Offer] = {}
+    for machine in catalog().machines.values():
+        price = book.prices.get((search.region, machine.id))
+        if machine.gpu is None or price is None or (search.spot and price.spot is None):
+            continue
+        if search.machines is not None and machine.id not in search.machines:
+            continue
+        offer = _Offer(
+            machine=machine,
+            on_demand=float(price.on_demand),
+            spot=float(price.spot) if price.spot is not None else None,
+        )
+        kind: object = machine.id if search.machines is not None else (machine.gpu, machine.gpus)
+        if kind not in cheapest or offer.price(search) < cheapest[kind].price(search):
+            cheapest[kind] = offer
+    return list(cheapest.values())
+
+
+def _fits_machine(way: _Way, machine: Machine) -> bool:
+    """Ranks of one stage fill one machine where a replica spans several; else the machine holds whole replicas."""
+    if way.gpu.id != machine.gpu:
+        return False
+    return way.tensor == machine.gpus if way.pipeline > 1 else way.tensor <= machine.gpus
+
+
+def _most(way: _Way, offer: _Offer, search: Search) -> int:
+    """Replicas that quota and budget allow."""
+    nodes = search.max_nodes
+    if search.budget is not None:
+        nodes = min(nodes, int(search.budget / offer.price(search)))
+    return nodes // way.pipeline * _per_node(way, offer.machine)
+
+
+def _needed(way: _Way, search: Search, most: int) -> int:
+    """The fewest replicas that keep the promise; without one, the fewest at which nobody waits for a slot."""
+
+    def fits(replicas: int) -> bool:
+        prediction = predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic)
+        if search.objectives is None:
+            return not prediction.saturated and prediction.waiting < 0.5
+        values = metrics_of(prediction, search.traffic, 0.0, search.objectives)
+        return not [name for name in unmet_of(values, search.objectives) if name not in COSTS]
+
+    if most < 1:
+        return 1
+    alone = min(most, search.traffic.users) if search.traffic.users else most
+    return fewest(fits, 1, alone) if alone == most or fits(alone) else most
+
+
+def _ways(search: Search, known: Catalog) -> Iterator[_Way]:
+    model = known.model(search.model)
+    if search.context_tokens > model.max_context:
+        raise InputError(
+            where="context_tokens",
+            got=str(search.context_tokens),
+            allowed=f"at most {model.max_context} for {model.id}",
+            fix="lower it",
+        )
+    engines = [known.engine(name) for name in search.engines or known.engines]
+    gpus = [known.gpu(name) for name in search.gpus or known.gpus]
+    # Of quantizations alike in size and arithmetic (AWQ and GPTQ) one stands for all, unless the search names them.
+    alike = {
+        (q.linear_bits, q.head_bits, q.arithmetic, q.engines): q.id
+        for q in reversed(list(known.quantizations.values()))
+    }
+    quantizations = [known.quantization(name) for name in search.quantizations or sorted(alike.values())]
+    for engine in engines:
+        for quantization in quantizations:
+            if engine.id not in quantization.engines:
+                continue
+            for gpu in gpus:
+                for profile, tensor, pipeline in _splits(engine, gpu, model, known, search.mig):
+                    way = _way(engine, quantization, gpu, model, profile, tensor, pipeline, search)
+                    if way is not None:
+                        yield way
+
+
+def _splits(
+    engine: Engine, gpu: Gpu, model: CatalogModel, known: Catalog, mig: bool
+) -> Iterable[tuple[str | None, int, int]]:
+    largest = max((m.gpus for m in known.machines.values() if m.gpu == gpu.id), default=0)
+    if mig:
+        for profile in gpu.mig:
+            yield profile, 1, 1
+    tensor = 1
+    while tensor <= largest:
+        if model.heads % tensor == 0 and (tensor == 1 or engine.id == "vllm"):
+            yield None, tensor, 1
+            if tensor == largest and engine.id == "vllm":
+                yield None, tensor, 2
+        tensor *= 2
+
+
+def _way(
+    engine: Engine,
+    quantization: Quantization,
+    gpu: Gpu,
+    model: CatalogModel,
+    profile: str | None,
+    tensor: int,
+    pipeline: int,
+    search: Search,
+) -> _Way | None:
+    timing = build(
+        engine=engine,
+        model=model,
+        quantization=quantization,
+        gpu=gpu,
+        mig_profile=profile,
+        tensor=tensor,
+        pipeline=pipeline,
+        kv_cache=search.kv_cache,
+        context_tokens=search.context_tokens,
+    )
+    if timing.slots < 1:
+        return None
+    if pipeline > 1:
+        alone = memory_for(
+            engine=engine,
+            model=model,
+            quantization=quantization,
+            gpu=gpu,
+            tensor=tensor,
+            kv_cache=search.kv_cache,
+            context_tokens=search.context_tokens,
+        )
+        if alone.max_slots > 0:
+            return None  # a second machine per replica only where one cannot hold it
+    return _Way(
+        engine=engine,
+        quantization=quantization,
+        gpu=gpu,
+        mig_profile=profile,
+        tensor=tensor,
+        pipeline=pipeline,
+        timing=timing,
+        slots=knee(timing, search.context_tokens / 2),
+    )
+
+
+def _per_node(way: _Way, machine: Machine) -> int:
+    """Replicas per machine; 1 where a replica spans several."""
+    if way.pipeline > 1:
+        return 1
+    devices = machine.gpus * (way.gpu.mig[way.mig_profile].count if way.mig_profile else 1)
+    return max(1, devices // way.tensor)
+
+
+def _at(way: _Way, offer: _Offer, search: Search, nodes: int) -> Choice:
+    replicas = nodes // way.pipeline * _per_node(way, offer.machine)
+    prediction = predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic)
+    predicted = metrics_of(prediction, search.traffic, nodes * offer.price(search), search.objectives)
+    return Choice(
+        engine=way.engine.id,
+        quantization=way.quantization.id,
+        gpu=way.gpu.id,
+        mig_profile=way.mig_profile,
+        tensor=way.tensor,
+        pipeline=way.pipeline,
+        machine_type=offer.machine.id,
+        replicas_per_node=_per_node(way, offer.machine),
+        slots=way.slots,
+        replicas=replicas,
+        nodes=nodes,
+        cost_per_hour=nodes * offer.on_demand,
+        spot_per_hour=nodes * offer.spot if offer.spot is not None else None,
+        predicted=predicted,
+        unmet=unmet_of(predicted, search.objectives),
+    )

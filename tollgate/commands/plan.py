@@ -1,0 +1,160 @@
+"""`tollgate plan`: slots, nodes and dollars for a stack, or for a model, users and a promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import stacks
+
+if TYPE_CHECKING:
+    from planner import Report
+
+
+def plan(
+    stack: Annotated[str | None, typer.Argument(help="A stack of this project; or ask with --model.")] = None,
+    model: Annotated[str | None, typer.Option(help="By any name: gemma3:4b, google/gemma-3-4b-it.")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="People who ask, wait for the reply and ask again.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.0, help="Requests per second, instead of users.")] = None,
+    think: Annotated[float, typer.Option(min=0.0, help="Seconds a user thinks between reply and question.")] = 0.0,
+    latency: Annotated[float | None, typer.Option(min=0.0, help="End-to-end seconds, 95th percentile.")] = None,
+    ttft: Annotated[float | None, typer.Option(min=0.0, help="Seconds to the first token, p95.")] = None,
+    itl: Annotated[float | None, typer.Option(min=0.0, help="Seconds between tokens, p95.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="USD per hour at most.")] = None,
+    prompt: Annotated[float, typer.Option(min=1, help="Mean tokens of a prompt.")] = 128,
+    output: Annotated[float, typer.Option(min=1, help="Mean tokens of a reply.")] = 128,
+    output_cv: Annotated[float, typer.Option(min=0, help="Spread of replies: deviation over mean.")] = 0.0,
+    context: Annotated[int, typer.Option(min=128, help="Tokens of context per slot.")] = 2048,
+    gpu: Annotated[list[str] | None, typer.Option(help="Only this GPU (l4, a100-80gb …); may be repeated.")] = None,
+    machine: Annotated[list[str] | None, typer.Option(help="Only this machine type; may be repeated.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Only ollama or vllm; may be repeated.")] = None,
+    quantization: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    max_nodes: Annotated[int, typer.Option(min=1, max=100_000, help="Quota: nodes at most.")] = 5000,
+    spot: Annotated[bool, typer.Option("--spot", help="Compare spot prices.")] = False,
+    from_evidence: Annotated[
+        Path | None, typer.Option(exists=True, help="Benchmark result (JSON) or folder of them to calibrate on.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="For a pull request or a document.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page with the curves.")] = None,
+) -> None:
+    """Size a service: slots, nodes and dollars, with every assumption in sight. Exits 1 when a promise is broken."""
+    if (stack is None) == (model is None):
+        raise stacks.InputError(
+            where="tollgate plan",
+            got="neither a stack nor --model" if stack is None else "both a stack and --model",
+            allowed="one of the two",
+            fix="for example: tollgate plan local-dev, or tollgate plan --model gemma3:4b --users 50 --latency 5",
+        )
+    import planner
+
+    fitted: Any = None
+    if stack is not None:
+        loaded = stacks.load_stack(stack)
+        if from_evidence is not None:
+            fitted = planner.calibrate(planner.read_results(from_evidence), release=loaded.release)
+        report = planner.report_stack(loaded, times=fitted.timing if fitted else None)
+    else:
+        if from_evidence is not None:
+            raise stacks.InputError(
+                where="--from-evidence",
+                got="--model",
+                allowed="a stack, whose release was measured",
+                fix="name a stack",
+            )
+        search = planner.Search(
+            model=str(model),
+            traffic=_traffic(users, rate, think, prompt, output, output_cv),
+            objectives=_objectives(latency, ttft, itl),
+            context_tokens=context,
+            engines=engine,
+            quantizations=quantization,
+            gpus=gpu,
+            machines=machine,
+            max_nodes=max_nodes,
+            spot=spot,
+            budget=budget,
+        )
+        report = planner.report_search(search)
+    if html is not None:
+        html.write_text(planner.html_page(report), encoding="utf-8")
+        typer.echo(f"written: {html}", err=True)
+    if as_json:
+        import json
+
+        data = planner.report_json(report)
+        if fitted is not None:
+            data["calibration"] = fitted.as_dict()
+        print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    elif as_markdown:
+        print(planner.report_markdown(report), end="")
+        if fitted is not None:
+            print("\n## Calibration\n\n" + "\n".join(f"- {line}" for line in fitted.lines()))
+    else:
+        _show(report, fitted.lines() if fitted else ())
+    if not report.plan.feasible:
+        raise typer.Exit(1)
+
+
+def _traffic(
+    users: int | None, rate: float | None, think: float, prompt: float, output: float, cv: float
+) -> stacks.Traffic:
+    if (users is None) == (rate is None):
+        raise stacks.InputError(
+            where="--users, --rate",
+            got="neither" if users is None else "both",
+            allowed="one of the two",
+            fix="say how many users ask, or how many requests per second arrive",
+        )
+    asked, replied = stacks.Tokens(mean=prompt), stacks.Tokens(mean=output, cv=cv)
+    if users is not None:
+        return stacks.Traffic(
+            arrival="closed", users=users, think_seconds=think, prompt_tokens=asked, output_tokens=replied
+        )
+    return stacks.Traffic(arrival="poisson", requests_per_second=rate, prompt_tokens=asked, output_tokens=replied)
+
+
+def _objectives(latency: float | None, ttft: float | None, itl: float | None) -> stacks.Objectives | None:
+    given = {"e2e_p95_seconds": latency, "ttft_p95_seconds": ttft, "itl_p95_seconds": itl}
+    promised = {name: value for name, value in given.items() if value is not None}
+    return stacks.Objectives.model_validate(promised) if promised else None
+
+
+def _show(report: Report, calibration: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    import planner
+
+    console = Console()
+    render = planner.rendered(report)
+    console.print(Text(report.title, style="bold"))
+    console.print(Text(render.verdict, style="green" if report.plan.feasible else "red"))
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for row in render.facts:
+        facts.add_row(*row)
+    console.print(facts)
+    for title, columns, rows in render.tables:
+        console.print()
+        console.print(Text(title, style="bold"))
+        # A terminal is narrower than a page: the least needed columns go first, the choice is never folded.
+        hidden = set() if console.width >= 150 else {"$/month", "$/1M tokens"}
+        hidden |= {"spot", "req/s"} if console.width < 110 else set()
+        shown = [index for index, name in enumerate(columns) if name not in hidden]
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for index in shown:
+            table.add_column(columns[index], no_wrap=index > 0 or console.width >= 110)
+        for row in rows:
+            table.add_row(*(Text(row[index], style="red" if row[index] == "broken" else "") for index in shown))
+        console.print(table)
+    for title, lines in (*render.lists, ("Calibration", calibration)):
+        if lines:
+            console.print()
+            console.print(Text(title, style="bold"))
+            for line in lines:
+                console.print(Text(f"- {line}"), soft_wrap=True)
