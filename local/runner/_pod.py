@@ -25,6 +25,7 @@ from ._process import Shim
 from ._settings import Settings
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MARKER = "TOLLGATE_CLUSTER_STATE"
 _LOG_LIMIT = 10 * 2**20
 _RETRY_SECONDS = 2.0
 
@@ -237,6 +238,8 @@ class Pod:
             "HOME": "/root",
             "HOSTNAME": self.pod["spec"].get("hostname") or self.pod["metadata"]["name"],
             "POD_IP": self.ip,
+            # By this mark the cluster finds what is left of it, whoever was killed before.
+            _MARKER: os.environ.get(_MARKER, ""),
             "TOLLGATE_PYTHON": sys.executable,
             "TOLLGATE_ACCELERATOR": labels.get("cloud.google.com/gke-accelerator", ""),
             "TOLLGATE_GPU_PARTITION": labels.get("cloud.google.com/gke-gpu-partition-size", ""),
