@@ -1,1 +1,1 @@
-"""The cluster on a laptop: the tools, the embedded control plane, pods as processes, the Kubernetes plugin for Pulumi."""
+"""The embedded cluster on one machine: its tools, its processes, its node agent and its Pulumi provider."""

@@ -13,10 +13,23 @@ from stacks import TollgateError
 from . import _find, _places
 from ._build import ensure
 from ._find import ToolStatus
+from ._locks import building_alone
 from ._progress import Progress, Step
 from ._table import TOOLS
 
-__all__ = ["Progress", "Step", "ToolStatus", "bin_dir", "clean", "data", "ensure", "names", "path", "status"]
+__all__ = [
+    "Progress",
+    "Step",
+    "ToolStatus",
+    "bin_dir",
+    "cache_dir",
+    "clean",
+    "data",
+    "ensure",
+    "names",
+    "path",
+    "status",
+]
 
 
 def path(name: str) -> Path:
@@ -31,8 +44,10 @@ def path(name: str) -> Path:
 
 
 def data(name: str) -> Path:
-    """A folder of files that came with a tool's module: `kwok-stages` (YAML files of Stages, as in the module:
-    `node/fast/…`, `pod/fast/…`), `keda-crds` (`crds.yaml`), `keda-rbac` (`rbac.yaml`: namespace, service account, roles).
+    """A folder of YAML files that came with a tool's module, to be used in the order of their names.
+
+    `kwok-stages` (Stages of nodes and pods that become ready at once), `keda-crds`, `keda-rbac` (service
+    account, roles and bindings).
 
     `TollgateError` with the fix where it has not been made yet.
     """
@@ -52,6 +67,11 @@ def status() -> list[ToolStatus]:
     return _find.locate_all()
 
 
+def cache_dir() -> Path:
+    """Where everything of the tools lies: `TOLLGATE_CACHE`, else the user's cache folder for `tollgate`."""
+    return _places.cache()
+
+
 def names(*, optional: bool = False) -> list[str]:
     """The tools built by default, or with `optional=True` those built only when asked for."""
     return [tool.name for tool in TOOLS if tool.optional == optional]
@@ -62,9 +82,5 @@ def clean(*, everything: bool = False) -> list[Path]:
 
     Raises `TollgateError` while another process builds.
     """
-    from ._locks import building_alone
-
     with building_alone():
         return _find.remove_old(everything=everything)
-
-

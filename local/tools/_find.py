@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,10 @@ def tool(name: str) -> Tool:
         if row.name == name:
             return row
     raise InputError(
-        where="tool name", got=name, allowed=", ".join(row.name for row in TOOLS), fix="see `tollgate tools` for the list"
+        where="tool name",
+        got=name,
+        allowed=", ".join(row.name for row in TOOLS),
+        fix="see `tollgate tools` for the list",
     )
 
 
@@ -118,14 +122,18 @@ def _on_path(tool: Tool) -> tuple[Path, str] | None:
             if os.access(folder / want.program, os.X_OK):
                 return folder / want.program, found[1]
         return None
+    return next(candidates(want), None)
+
+
+def candidates(want: OnPath) -> Iterator[tuple[Path, str]]:
+    """The programs on PATH that fit, in PATH's order, with their versions."""
     for folder in _search(want):
         path = folder / want.program
         if not (path.is_file() and os.access(path, os.X_OK)):
             continue
         version = _asked(path, want.ask, want.contains)
         if version and fits(version, want):
-            return path, ".".join(map(str, version))
-    return None
+            yield path, ".".join(map(str, version))
 
 
 def _search(want: OnPath) -> list[Path]:

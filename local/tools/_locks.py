@@ -10,7 +10,6 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Final
 
 from stacks import TollgateError
@@ -61,7 +60,9 @@ def building_alone() -> Iterator[None]:
     """Keep others from building; `TollgateError` where one does already."""
     with _open("building") as file:
         if not _try(file, fcntl.LOCK_EX):
-            raise TollgateError("tools are being built by another process\n  fix: wait for it to finish, then try again")
+            raise TollgateError(
+                "tools are being built by another process\n  fix: wait for it to finish, then try again"
+            )
         yield
 
 

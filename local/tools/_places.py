@@ -65,7 +65,7 @@ def key(tool: Tool) -> str:
 
 def data_key(data: DataFolder) -> str:
     """What a data folder depends on, in 12 hex digits."""
-    return _key("data", _module_bytes(MODULES / data.module), data.dependency, data.copy, repr(data.render))
+    return _key("data", _module_bytes(MODULES / data.module), data.dependency, repr(data.copy), repr(data.render))
 
 
 def _release() -> str:

@@ -89,15 +89,16 @@ class DebianPackages:
 class DataFolder:
     """Files that a Go module ships beside its programs, kept so that the module cache is not needed afterwards.
 
-    Either `copy` (folder within `dependency`; its YAML files, tests' data left out) or `render`: output file name to
-    (kustomization folder, kinds kept; none: all).
+    Flat folders whose YAML files, in the order of their names, can be applied as they are. Either `copy` (folders within
+    `dependency`; their YAML files but kustomizations) or `render` (output file, kustomization folder, kinds kept: none
+    for all).
     """
 
     name: str
     version: str
     module: str
     dependency: str
-    copy: str = ""
+    copy: tuple[str, ...] = ()
     render: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
@@ -258,7 +259,11 @@ TOOLS: Final[tuple[Tool, ...]] = (
         weight=224,
         # Distributions leave the Kubernetes service discovery out, and their --version does not say so.
         on_path=OnPath(
-            program="prometheus", ask=("--version",), at_least=(3,), below=(4,), contains=b"prometheus/discovery/kubernetes"
+            program="prometheus",
+            ask=("--version",),
+            at_least=(3,),
+            below=(4,),
+            contains=b"prometheus/discovery/kubernetes",
         ),
     ),
     _keda("keda-adapter", "adapter", 735, ()),
@@ -280,7 +285,8 @@ TOOLS: Final[tuple[Tool, ...]] = (
     ),
 )
 
-_RBAC: Final = ("Namespace", "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+# Without the namespace: whoever installs KEDA makes it first.
+_RBAC: Final = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 
 DATA: Final[tuple[DataFolder, ...]] = (
     DataFolder(
@@ -288,7 +294,8 @@ DATA: Final[tuple[DataFolder, ...]] = (
         version="0.8.0",
         module="kwok",
         dependency="sigs.k8s.io/kwok",
-        copy="kustomize/stage",
+        # What the module's own kustomize/stage/fast is made of.
+        copy=("kustomize/stage/node/fast", "kustomize/stage/node/heartbeat-with-lease", "kustomize/stage/pod/fast"),
     ),
     DataFolder(
         name="keda-crds",
