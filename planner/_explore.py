@@ -257,8 +257,9 @@ def _splits(
 ) -> Iterable[tuple[str | None, int, int]]:
     largest = max((m.gpus for m in known.machines.values() if m.gpu == gpu.id), default=0)
     if mig:
-        for profile in gpu.mig:
-            yield profile, 1, 1
+        for profile in gpu.mig.values():
+            if profile.bandwidth_share < 1:  # one slice of the whole card is the card with less
+                yield profile.name, 1, 1
     tensor = 1
     while tensor <= largest:
         if model.heads % tensor == 0 and (tensor == 1 or engine.id == "vllm"):

@@ -24,7 +24,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; white-space: nowrap; } td:first-child { min-width: 9rem; }
 .facts td:first-child { color: var(--dim); white-space: nowrap; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .8rem; background: var(--soft); border-radius: 8px; }
 figcaption { font-weight: 600; font-size: .9rem; } figure p { margin: 0; color: var(--dim); font-size: .8rem; }
 svg { width: 100%; height: auto; display: block; margin-top: .4rem; } svg text { fill: var(--dim); font-size: 11px; }
@@ -82,7 +82,7 @@ def _charts(report: Report) -> list[str]:
     charts = [
         chart(
             "Latency over slots per replica",
-            f"{report.plan.nodes_expected} nodes, this traffic; 95th percentile",
+            f"{report.plan.nodes_expected} nodes, this traffic; 95th percentile, logarithmic",
             [
                 Line(
                     name="end to end",
@@ -102,6 +102,7 @@ def _charts(report: Report) -> list[str]:
             unit="s",
             limit=limit,
             here=float(report.plan.slots),
+            log_y=True,
         ),
         chart(
             "Throughput over slots per replica",
@@ -136,8 +137,8 @@ def _charts(report: Report) -> list[str]:
             here=now,
         ),
         chart(
-            "Cost against latency, the best of every choice",
-            "Pareto front: nobody on it is beaten on both; both axes logarithmic",
+            "Cost against latency",
+            "Pareto front over every choice: nobody on it is beaten on both; logarithmic",
             [
                 Line(
                     name="end to end, p95",
