@@ -4,13 +4,16 @@ from ._arrivals import Closed, Load, Open, Stage, of_traffic
 from ._histogram import Histogram
 from ._measure import Costs
 from ._probe import Facts, facts, wait
-from ._prompts import Ask, Source, Synthetic
+from ._prompts import Ask, SharedPrefix, Source, Synthetic
+from ._replay import Conversations, Trace, read_dialogues, read_trace
 from ._run import Progress, Settings, Stopper, run, tool_version
+from ._sweep import Step, Sweep, sweep
 from ._wire import Target
 
 __all__ = [
     "Ask",
     "Closed",
+    "Conversations",
     "Costs",
     "Facts",
     "Histogram",
@@ -18,14 +21,21 @@ __all__ = [
     "Open",
     "Progress",
     "Settings",
+    "SharedPrefix",
     "Source",
     "Stage",
+    "Step",
     "Stopper",
+    "Sweep",
     "Synthetic",
     "Target",
+    "Trace",
     "facts",
     "of_traffic",
+    "read_dialogues",
+    "read_trace",
     "run",
+    "sweep",
     "tool_version",
     "wait",
 ]

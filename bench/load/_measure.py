@@ -17,6 +17,7 @@ from ..results import Run
 from ._histogram import Histogram
 from ._recorder import CUT, OK, Records
 from ._steady import Series
+from ._workers import Outcome
 
 _SHARES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
 _FEWEST = 20
@@ -230,30 +231,25 @@ def _invalid(
     return ""
 
 
-def watch_of(
-    delays: Sequence[float],
-    cpu: Sequence[tuple[float, float]],
-    records: Records,
-    window: Window,
-    retries: int,
-    connections: int,
-) -> Watch:
-    """The client's own numbers for the window. `delays`: one per 10 ms or so since the load began."""
-    moments = np.array([moment for moment, _ in cpu])
-    used = np.array([seconds for _, seconds in cpu])
-    share = 0.0
-    if len(cpu) > 1:
-        # Processor time is sampled every quarter of a second: between samples it is a straight line.
-        start, end = np.interp([window.start, window.end], moments, used)
-        share = float(end - start) / (window.end - window.start)
-    table = records.table()
-    inside = (table["sent"] >= window.start) & (table["sent"] < window.end)
-    lag = table["sent"][inside] - table["scheduled"][inside]
-    late = np.asarray(delays)
+def watch_of(outcomes: Sequence[Outcome], window: Window) -> Watch:
+    """The clients' own numbers for the window; of several processes, the worst of each."""
+    shares, delays, lags = [0.0], [0.0], [0.0]
+    for outcome in outcomes:
+        if len(outcome.cpu) > 1:
+            # Processor time is sampled every quarter of a second: between samples it is a straight line.
+            moments, used = np.array(outcome.cpu).T
+            start, end = np.interp([window.start, window.end], moments, used)
+            shares.append(float(end - start) / (window.end - window.start))
+        if len(outcome.delays):
+            delays.append(percentile(np.asarray(outcome.delays), 0.99))
+        table = outcome.records.table()
+        inside = table[(table["sent"] >= window.start) & (table["sent"] < window.end)]
+        if len(inside):
+            lags.append(percentile(inside["sent"] - inside["scheduled"], 0.99))
     return Watch(
-        cpu_share=share,
-        loop_delay_p99=percentile(late, 0.99) if len(late) else 0.0,
-        schedule_lag_p99=percentile(lag, 0.99) if len(lag) else 0.0,
-        retries=retries,
-        connections=connections,
+        cpu_share=max(shares),
+        loop_delay_p99=max(delays),
+        schedule_lag_p99=max(lags),
+        retries=sum(outcome.retried for outcome in outcomes),
+        connections=sum(outcome.opened for outcome in outcomes),
     )

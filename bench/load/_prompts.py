@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import stacks
 
@@ -33,8 +32,11 @@ _TEXT_WORDS = 1 << 16
 _LENGTHS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+_FIRST = tuple(word + b" " for word in _ENCODED)
+_PAIRS = tuple(a + b for b in _FIRST for a in _FIRST)
+
+
+class Ask(NamedTuple):
     """One request to be: `content` is a prompt ready to stand within JSON quotes, or a JSON list of chat messages."""
 
     content: bytes
@@ -87,15 +89,14 @@ class Synthetic:
         output = self._output[serial % len(self._output)]
         if prompt + output > self._limit:
             prompt = max(1, self._limit - output)
-        return Ask(self._words(serial, prompt), output, prompt)
+        return Ask(self.words(serial, prompt), output, prompt)
 
-    def _words(self, serial: int, count: int) -> bytes:
+    def words(self, serial: int, count: int) -> bytes:
+        """`count` words that begin like no others; at most as many as the longest prompt has."""
         number = (self._first + serial) % _SERIALS
-        head = b"%b %b %b " % (
-            _ENCODED[number % _BASE],
-            _ENCODED[number // _BASE % _BASE],
-            _ENCODED[number // (_BASE * _BASE)],
-        )
+        # The first word changes fastest, so that prompts differ from their first token on.
+        high, low = divmod(number, _BASE)
+        head = _FIRST[low] + _PAIRS[high]
         if count <= 3:
             return head[: count * _WIDTH - 1]
         start = serial * 7919 % self._spare * _WIDTH
@@ -104,3 +105,21 @@ class Synthetic:
 
 def _text(seed: int, count: int) -> bytes:
     return b" ".join(random.Random(seed).choices(_ENCODED, k=count)) + b" "
+
+
+class SharedPrefix:
+    """Prompts that begin alike, as those with one system prompt do: one of `groups` beginnings."""
+
+    def __init__(self, traffic: stacks.Traffic, seed: int, *, prefix_tokens: int, groups: int = 1) -> None:
+        own = max(1.0, traffic.prompt_tokens.mean - prefix_tokens)
+        prompt = stacks.Tokens(mean=own, cv=traffic.prompt_tokens.cv)
+        self._rest = Synthetic(traffic.model_copy(update={"prompt_tokens": prompt}), seed)
+        long = traffic.model_copy(update={"prompt_tokens": stacks.Tokens(mean=float(max(1, prefix_tokens)))})
+        prefixes = Synthetic(long, seed + 7919)
+        self._prefixes = [prefixes(group).content for group in range(groups)]
+        self._prefix_tokens = prefix_tokens
+
+    def __call__(self, serial: int) -> Ask:
+        rest = self._rest(serial)
+        prefix = self._prefixes[serial % len(self._prefixes)]
+        return Ask(prefix + b" " + rest.content, rest.output_tokens, rest.prompt_tokens + self._prefix_tokens)

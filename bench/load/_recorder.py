@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from array import array
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 OK, CUT = 0, -1
@@ -68,3 +70,21 @@ class Records:
         self.gaps.extend(other.gaps)
         self.queued.extend(other.queued)
         self.cached.extend(other.cached)
+
+
+def write_raw(path: Path, records: Records, run: int, began: float) -> None:
+    """Append one line of JSON for every request: moments in seconds since the run began, null for what did not happen."""
+    table = records.table()
+    with path.open("ab") as file:
+        for row in table:
+            status = int(row["status"])
+            entry = {
+                "run": run + 1,
+                "status": {OK: "ok", CUT: "cut"}.get(status) or records.kinds[status - 1],
+                **{name: round(float(row[name]) - began, 6) for name in ("scheduled", "sent", "end")},
+                **{name: round(float(row[name]) - began, 6) if row[name] else None for name in ("first", "last")},
+                **{name: int(row[name]) if row[name] >= 0 else None for name in ("tokens_in", "tokens_out")},
+                "frames": int(row["frames"]),
+                "retries": int(row["retries"]),
+            }
+            file.write(orjson.dumps(entry) + b"\n")

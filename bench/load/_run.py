@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import platform
 import signal
@@ -11,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from time import monotonic
-
-import uvloop
 
 import stacks
 
@@ -22,13 +20,11 @@ from ._arrivals import Closed, Load, of_traffic
 from ._measure import Costs, Window, measure, percentile, watch_of
 from ._probe import Facts, one, wait
 from ._prompts import Source, Synthetic
-from ._recorder import OK
-from ._session import BIN_SECONDS, Session, quiet_gc
+from ._recorder import OK, write_raw
+from ._session import BIN_SECONDS
 from ._steady import Series
-from ._wire import Target, Wire
-
-_LOOK_SECONDS = 0.25
-_RECENT = 512
+from ._wire import Target
+from ._workers import Alone, Orders, Several, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +58,8 @@ class Settings:
 
     `runs` samples of `seconds` each after warm-up; a run lasts at most `patience` times `seconds` in all. `seed`: of
     prompts, lengths and arrivals. `reconnect`: a new connection for every request, so that a Service spreads requests
-    and not users. `request_timeout`, `ready_timeout`: seconds. `context_tokens`: bounds prompt plus answer.
+    and not users. `workers`: processes that share the load. `raw_file`: where to append a line of JSON for every request.
+    `request_timeout`, `ready_timeout`: seconds. `context_tokens`: bounds prompt plus answer.
     """
 
     runs: int = 3
@@ -74,6 +71,8 @@ class Settings:
     ready_timeout: float = 120.0
     context_tokens: int | None = None
     max_open: int = 10_000
+    workers: int = 1
+    raw_file: Path | None = None
 
 
 class Stopper:
@@ -138,13 +137,7 @@ def run(
             chosen = loads(number)
             if isinstance(chosen, Closed):
                 chosen = replace(chosen, ramp_seconds=min(alone, settings.seconds / 3))
-            wire = Wire(target)
-            with quiet_gc(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                done.append(
-                    runner.run(
-                        _one_run(wire, chosen, sources(number), settings, costs or Costs(), number, report, stopper)
-                    )
-                )
+            done.append(_one_run(target, chosen, sources(number), settings, costs or Costs(), number, report, stopper))
     return Result(
         release=release,
         stack=stack,
@@ -158,8 +151,8 @@ def run(
     )
 
 
-async def _one_run(
-    wire: Wire,
+def _one_run(
+    target: Target,
     load: Load,
     source: Source,
     settings: Settings,
@@ -168,66 +161,76 @@ async def _one_run(
     report: _Report,
     stopper: Stopper,
 ) -> Run:
-    session = Session(
-        wire,
-        load,
-        source,
-        timeout=settings.request_timeout,
-        reconnect=settings.reconnect,
-        max_open=settings.max_open,
-    )
-    await session.resolve()
+    workers = settings.workers
+    orders = [
+        Orders(
+            target=target,
+            load=load.part(worker, workers),
+            source=source,
+            timeout=settings.request_timeout,
+            reconnect=settings.reconnect,
+            max_open=settings.max_open,
+            number=worker,
+            workers=workers,
+        )
+        for worker in range(workers)
+    ]
     started = datetime.now(UTC)
     series = Series(BIN_SECONDS)
-    session.start()
     floor: float | None = None
     found: float | None = None
-    try:
+    with Alone(orders[0]) if workers == 1 else Several(orders) as crew:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            elapsed = monotonic() - session.began
-            if floor is None and session.everyone_served:
+            seen = crew.look()
+            elapsed = monotonic() - crew.began
+            if floor is None and seen.served:
                 floor = elapsed
-            series.take(session.bin_ok, session.bin_latency, session.bin_failed)
+            series.take(seen.bin_ok, seen.bin_latency, seen.bin_failed)
+            guess = None
             if floor is not None:
                 found = series.warm_up(elapsed, settings.seconds, floor)
-            guess = series.begin(elapsed, floor, min(0.4 * elapsed, elapsed - floor)) if floor is not None else None
-            report(_progress(session, number, settings, report, elapsed, guess))
-            if stopper or session.done or found is not None or elapsed >= settings.patience * settings.seconds:
+                guess = series.begin(elapsed, floor, min(0.4 * elapsed, elapsed - floor))
+            report(_progress(seen, number, settings, report, elapsed, guess))
+            over = elapsed >= settings.patience * settings.seconds
+            if stopper or seen.done or found is not None or over:
                 break
-    finally:
         end = monotonic()
-        session.stop()
-    length = min(settings.seconds, end - session.began)
-    if (stopper or session.done) and found is None:
+        outcomes = crew.stop()
+    length = min(settings.seconds, end - crew.began)
+    if seen.done and not stopper:
+        # A replay is measured as a whole: what it is slow at is part of it.
+        length = end - crew.began
+    elif stopper and found is None:
         # Whatever was level until then; all of it when nothing was.
-        begin = series.begin(end - session.began, floor) if floor is not None else 0.0
-        length = max(1e-3, min(settings.seconds, end - session.began - begin))
+        past = end - crew.began
+        begin = series.begin(past, floor, (past - floor) / 2) if floor is not None else 0.0
+        length = max(1e-3, min(settings.seconds, past - begin))
     window = Window(
-        began=session.began,
+        began=crew.began,
         start=end - length,
         end=end,
         started=started,
-        settled=found is not None or session.done,
+        settled=found is not None or seen.done,
         interrupted=bool(stopper) and found is None,
     )
-    watch = watch_of(session.delays, session.cpu, session.records, window, session.retried, session.opened)
-    return measure(session.records, window, watch, costs, series)
+    watch = watch_of(outcomes, window)
+    records = outcomes[0].records
+    for outcome in outcomes[1:]:
+        records.merge(outcome.records)
+    if settings.raw_file is not None:
+        write_raw(settings.raw_file, records, number, crew.began)
+    return measure(records, window, watch, costs, series)
 
 
 def _progress(
-    session: Session, number: int, settings: Settings, report: _Report, elapsed: float, level: float | None
+    seen: Snapshot, number: int, settings: Settings, report: _Report, elapsed: float, level: float | None
 ) -> Progress:
-    table = session.records.table(_RECENT)
+    table = seen.recent
     good = table[table["status"] == OK]
     latency = good["end"] - good["scheduled"]
     first = (good["first"] - good["scheduled"])[good["first"] > 0]
     recent = min(elapsed, max(1.0, 10 * BIN_SECONDS))
-    bins = session.bin_ok[int((elapsed - recent) / BIN_SECONDS) :]
-    kinds = session.records.kinds
-    errors = {
-        kinds[k - 1]: int((table["status"] == k).sum()) for k in sorted({int(s) for s in table["status"] if s > 0})
-    }
+    kinds = {int(status) for status in table["status"] if status > 0}
     left = settings.seconds if level is None else max(0.0, settings.seconds - (elapsed - level))
     spread = float(good["end"].max() - good["end"].min()) if len(good) > 1 else 0.0
     return Progress(
@@ -236,11 +239,11 @@ def _progress(
         runs=settings.runs,
         elapsed=monotonic() - report.began,
         eta=report.eta(number, left),
-        rate=sum(bins) / recent,
-        concurrency=session.in_flight,
-        ok=session.ok,
-        failed=session.failed,
-        errors=errors,
+        rate=float(seen.bin_ok[int((elapsed - recent) / BIN_SECONDS) :].sum()) / recent,
+        concurrency=seen.in_flight,
+        ok=seen.ok,
+        failed=seen.failed,
+        errors={seen.kinds[kind - 1]: int((table["status"] == kind).sum()) for kind in sorted(kinds)},
         ttft_p50=percentile(first, 0.5),
         ttft_p95=percentile(first, 0.95),
         e2e_p50=percentile(latency, 0.5),

@@ -60,6 +60,7 @@ class Session:
         self.delays: array[float] = array("d")
         self.cpu: list[tuple[float, float]] = []
         self._serials = count(serial_offset, serial_step)
+        self._request, self._ask = wire.request, source
         self._loop = asyncio.get_running_loop()
         self._tls: ssl.SSLContext | None = None
         self._addresses: list[tuple[int, str, int]] = []
@@ -100,9 +101,12 @@ class Session:
             return self.users_served >= self.load.users
         return self.ok + self.failed > 0
 
-    def start(self) -> None:
-        """Begin now. `resolve` must have been awaited."""
-        self.began = monotonic()
+    def start(self, began: float | None = None) -> None:
+        """Begin now, or where several processes begin together, at the moment that they agreed on (monotonic seconds).
+
+        `resolve` must have been awaited.
+        """
+        self.began = monotonic() if began is None else began
         self._running = True
         self._timer = Timer(self._loop, self._on_timer)
         if isinstance(self.load, Closed):
@@ -147,6 +151,12 @@ class Session:
         self.started += 1
         self.in_flight += 1
         lane.start(self.wire.request(self.source(next(self._serials))), scheduled)
+
+    def _again_at_once(self, lane: Lane) -> None:
+        """`_send` without its look-ups, for the one case in which speed matters: no pause, connection kept."""
+        self.started += 1
+        self.in_flight += 1
+        lane.start(self._request(self._ask(next(self._serials))), monotonic())
 
     def _send_open(self, due: float) -> None:
         while self._idle:
@@ -210,8 +220,10 @@ class Session:
             return
         if pause > 0:
             self._loop.call_later(pause, self._user_again, lane)
-        else:
+        elif lane.dead:
             self._user_again(lane)
+        else:
+            self._again_at_once(lane)
 
     def lost(self, lane: Lane) -> None:
         """The lane's connection is gone."""

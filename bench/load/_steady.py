@@ -8,11 +8,10 @@ Weighted here, as each bin of time holds another number of requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +74,7 @@ class Series:
         self.latency: Floats = np.zeros(0)
         self.failed: Floats = np.zeros(0)
 
-    def take(self, ok: Sequence[int], latency: Sequence[float], failed: Sequence[int]) -> None:
+    def take(self, ok: ArrayLike, latency: ArrayLike, failed: ArrayLike) -> None:
         """Take these bins, all of one length, instead of what was there."""
         self.ok = np.array(ok, dtype=np.float64)
         self.latency = np.array(latency, dtype=np.float64)

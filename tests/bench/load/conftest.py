@@ -50,14 +50,19 @@ def measured() -> Callable[..., load.Progress]:
         settings = {k: given.pop(k) for k in list(given) if k in load.Settings.__dataclass_fields__}
         calls = {k: given.pop(k) for k in list(given) if k in ("costs", "progress", "stopper", "load", "source", "say")}
         asked = {"arrival": "closed", "users": users, "prompt_tokens": 16.0, "output_tokens": 8.0, **given}
-        return load.run(
-            load.Target(url=url, engine=engine, model="tiny", **targets),
-            stacks.Traffic.model_validate(asked),
-            load.Settings(**{"runs": 1, "seconds": 2.0, "ready_timeout": 10.0, **settings}),
-            release=RELEASE,
-            stack="test",
-            **calls,
-        )
+        for _ in range(3):
+            result = load.run(
+                load.Target(url=url, engine=engine, model="tiny", **targets),
+                stacks.Traffic.model_validate(asked),
+                load.Settings(**{"runs": 1, "seconds": 2.0, "ready_timeout": 10.0, **settings}),
+                release=RELEASE,
+                stack="test",
+                **calls,
+            )
+            # A busy machine makes the client late, which it says; nothing can be learnt from such a run.
+            if not any("client-bound" in one.invalid_because for one in result.runs):
+                break
+        return result
 
     return run
 

@@ -44,8 +44,9 @@ def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
     else:
         assert set(run.errors) == {kind}
         assert run.failed == run.errors[kind] > 0
-        assert run.metrics["error_rate"] == pytest.approx(1 / 7, abs=0.05)
-    assert run.ok > 20
+        # Whoever fails waits before asking again, so that shares of a short window vary.
+        assert 0.01 < run.metrics["error_rate"] < 0.3
+    assert run.ok > 10
     assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.01)
 
 

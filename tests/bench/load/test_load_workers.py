@@ -1,0 +1,163 @@
+"""Several processes are one load generator; raw records; what a sweep finds; traces and files of prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stacks
+from bench import load
+from bench.load import Histogram, sweep
+from bench.results import Run
+
+Serve = Callable[..., str]
+Measured = Callable[..., Any]
+
+
+def test_two_processes_share_the_users_and_count_every_request_once(
+    serve: Serve, measured: Measured, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw.jsonl"
+    url = serve("--ttft", 0.1, "--itl", 0.02)
+    (run,) = measured(url, users=11, workers=2, output_tokens=11.0, raw_file=raw).runs
+    assert run.valid, run.invalid_because
+    assert run.sent == run.ok + run.failed + run.cut
+    assert run.metrics["concurrency_mean"] == pytest.approx(11, rel=0.02)
+    assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.1, abs=0.004)
+    assert run.client["connections"] == 11
+    rows = [json.loads(line) for line in raw.read_text().splitlines()]
+    assert sum(row["status"] == "cut" for row in rows) == run.cut
+    latencies = sorted(row["end"] - row["scheduled"] for row in rows if row["status"] == "ok")
+    merged = Histogram.from_dict(run.histograms["e2e_seconds"])
+    assert merged.count == run.ok <= len(latencies)
+    assert merged.quantile(0.5) == pytest.approx(latencies[len(latencies) // 2], rel=0.01)
+
+
+def test_errors_of_several_processes_are_added_by_kind(serve: Serve, measured: Measured) -> None:
+    url = serve("--ttft", 0.02, "--fault", "truncate", "--every", 9)
+    (run,) = measured(url, users=8, workers=2).runs
+    assert set(run.errors) == {"truncated"}
+    assert run.failed == run.errors["truncated"] > 2
+
+
+def fake(rate: float, capacity: float) -> Run:
+    keeps_up = rate <= capacity
+    return Run(
+        started=datetime.now(UTC), seconds=10, warmup_seconds=0, sent=100, ok=100, failed=0, cut=0,
+        metrics={"requests_per_second": min(rate, capacity), "e2e_p95_seconds": 1.0 + rate / capacity},
+        valid=keeps_up, invalid_because="" if keeps_up else "not representative: latency changed",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("capacity", [0.7, 3.3, 18.0, 417.0])
+def test_a_sweep_finds_the_capacity_within_its_precision(capacity: float) -> None:
+    tried: list[float] = []
+
+    def measure(rate: float) -> Run:
+        tried.append(rate)
+        return fake(rate, capacity)
+
+    found = sweep(measure, start=4.0, precision=0.05)
+    assert found.highest <= capacity <= found.lowest_refused
+    assert found.lowest_refused - found.highest <= 0.05 * found.highest
+    assert len(tried) < 20
+
+
+def test_a_sweep_keeps_the_promises_and_not_only_the_rate() -> None:
+    found = sweep(lambda rate: fake(rate, 20.0), start=1.0, objectives=stacks.Objectives(e2e_p95_seconds=1.5))
+    assert found.highest == pytest.approx(10.0, rel=0.05)
+    assert "e2e_p95_seconds" in next(step.because for step in found.steps if step.because)
+
+
+def test_a_sweep_whose_client_is_too_slow_finds_nothing_instead_of_something_wrong() -> None:
+    bound = fake(1.0, 2.0).model_copy(update={"valid": False, "invalid_because": "client-bound: its event loop"})
+    with pytest.raises(stacks.TollgateError, match="client-bound"):
+        sweep(lambda _: bound, start=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "own.jsonl",
+            '{"time":5,"prompt_tokens":10,"output_tokens":3}\n{"time":6.5,"prompt_tokens":20,"output_tokens":4}\n',
+        ),
+        (
+            "mooncake.jsonl",
+            '{"timestamp":5000,"input_length":10,"output_length":3,"hash_ids":[1]}\n'
+            '{"timestamp":6500,"input_length":20,"output_length":4,"hash_ids":[2]}\n',
+        ),
+        (
+            "azure.csv",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0,10,3\n2023-11-16 18:17:04.5,20,4\n",
+        ),
+        (
+            "burstgpt.csv",
+            "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+            "5,ChatGPT,10,3,13,Conversation log\n5.2,ChatGPT,7,0,7,Conversation log\n6.5,GPT-4,20,4,24,API log\n",
+        ),
+    ],
+)
+def test_public_traces_are_read_in_their_own_columns(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    trace = load.read_trace(file)
+    assert trace.moments == (0.0, 1.5)
+    assert trace.prompt_tokens == (10, 20)
+    assert trace.output_tokens == (3, 4)
+    assert list(trace.load(speed=2.0).times()) == [0.0, 0.75]
+    ask = trace.source(1)(1)
+    assert len(ask.content.split()) == 20
+    assert ask.output_tokens == 4
+
+
+def test_a_trace_that_goes_back_in_time_is_refused_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"time":5,"prompt_tokens":1,"output_tokens":3}\n{"time":4,"prompt_tokens":1,"output_tokens":3}\n')
+    with pytest.raises(stacks.InputError, match="line 2"):
+        load.read_trace(file)
+
+
+def test_a_replay_sends_every_request_of_the_trace_and_ends(serve: Serve, measured: Measured) -> None:
+    trace = load.Trace(moments=tuple(i * 0.02 for i in range(100)), prompt_tokens=(12,) * 100, output_tokens=(3,) * 100)
+    (run,) = measured(
+        serve("--ttft", 0.02), load=lambda _: trace.load(), source=lambda seed: trace.source(seed), seconds=30.0
+    ).runs
+    assert run.ok == 100
+    assert run.cut == run.failed == 0
+    assert run.metrics["input_tokens_mean"] == 12
+    assert run.valid, run.invalid_because
+
+
+def test_dialogues_ask_each_user_turn_with_what_was_said_before(tmp_path: Path) -> None:
+    file = tmp_path / "sharegpt.json"
+    turns = [("human", "one"), ("gpt", "two"), ("human", 'three "quoted"')]
+    file.write_text(json.dumps([{"id": 1, "conversations": [{"from": f, "value": v} for f, v in turns]}]))
+    source = load.Conversations(load.read_dialogues(file), [5])
+    first, second = json.loads(source(0).content), json.loads(source(1).content)
+    assert [m["role"] for m in first] == ["user"]
+    assert [m["content"] for m in second] == ["one", "two", 'three "quoted"']
+
+
+@pytest.mark.parametrize("engine", ["ollama", "vllm"])
+def test_dialogues_are_served_like_any_other_prompt(serve: Serve, measured: Measured, engine: str) -> None:
+    said = [[{"role": "user", "content": "a b c"}], [{"role": "user", "content": "d e f"}]]
+    (run,) = measured(serve("--ttft", 0.02), engine, source=lambda _: load.Conversations(said, [4])).runs
+    assert run.valid, run.invalid_because
+    assert run.metrics["input_tokens_mean"] == 3
+
+
+def test_a_shared_prefix_is_shared_within_its_group_and_nothing_else_is() -> None:
+    traffic = stacks.Traffic.model_validate({"users": 1, "prompt_tokens": 100.0, "output_tokens": 1.0})
+    source = load.SharedPrefix(traffic, 1, prefix_tokens=60, groups=2)
+    prompts = [source(i).content.decode().split(" ") for i in range(4)]
+    assert {len(prompt) for prompt in prompts} == {100}
+    assert prompts[0][:60] == prompts[2][:60] != prompts[1][:60]
+    assert prompts[0][60:63] != prompts[2][60:63]
+    assert math.isclose(source(0).prompt_tokens, 100)
