@@ -39,6 +39,7 @@ class BenchmarkJobArgs:
     release_digest: str
     replicas: int
     environment: Mapping[str, str | int | float | bool]
+    cost_per_hour_usd: float
     record: Callable[[str], tuple[str, str]]
 
 
@@ -68,6 +69,8 @@ class BenchmarkJob(Component):
             "stack": stack.name,
             "replicas": args.replicas,
             "environment": dict(args.environment),
+            "cost_per_hour_usd": args.cost_per_hour_usd,
+            "context_tokens": stack.release.context_tokens,
         }
         trigger = stacks.digest(config).removeprefix("sha256:")[:12]
         job_name, result_name = f"bench-{trigger}", f"bench-result-{trigger}"

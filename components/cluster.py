@@ -69,10 +69,11 @@ class Cluster(Component):
         )
         self.gke = cluster
         self.name = cluster.name
-        config = pulumi.Output.all(cluster.name, cluster.endpoint, cluster.master_auth).apply(_kubeconfig)
-        self.provider = k8s.Provider(
-            name, kubeconfig=pulumi.Output.secret(config), enable_server_side_apply=True, opts=self._child()
-        )
+        parts: pulumi.Output[list[Any]] = pulumi.Output.all(cluster.name, cluster.endpoint, cluster.master_auth)
+        config: pulumi.Output[str] = parts.apply(_kubeconfig)
+        # The SDK types `secret` for plain values only; an Output stays one.
+        secret: pulumi.Output[str] = pulumi.Output.secret(config)
+        self.provider = k8s.Provider(name, kubeconfig=secret, enable_server_side_apply=True, opts=self._child())
 
 
 def _kubeconfig(parts: list[Any]) -> str:

@@ -29,8 +29,8 @@ class _Recorder(pulumi.runtime.Mocks):
         self.resources.append({"type": args.typ, "name": args.name, "inputs": _plain(args.inputs)})
         return f"{args.name}-id", dict(args.inputs)
 
-    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
-        return {}
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        return {}, None
 
 
 def evaluate(stack: str, root: Path) -> list[Resource]:
@@ -40,11 +40,11 @@ def evaluate(stack: str, root: Path) -> list[Resource]:
     # preview=True: unknown outputs stay unknown, and nothing is recorded as evidence.
     pulumi.runtime.set_mocks(recorder, project="tollgate", stack=stack, preview=True)
 
-    @pulumi.runtime.test
     def program() -> None:
         deploy(stack, root, enforce=False)
 
-    program()
+    # Runs the program and waits until every resource has been registered.
+    pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return sorted(recorder.resources, key=lambda resource: (resource["type"], resource["name"]))
 
 

@@ -158,8 +158,8 @@ class Platform(Component):
                 "machine_type": stack.fleet.machine_type,
                 "region": stack.fleet.regions[0],
                 "simulated": stack.target == "local",
-                "cost_per_hour_usd": self.plan.cost_per_hour_max_usd,
             },
+            cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
             record=record,
         )
 

@@ -112,7 +112,9 @@ def _sides(bounds: Bounds, limit: float, direction: str) -> tuple[bool, bool, fl
 
 def _bounds(metric: str, runs: Sequence[Run], result: Result, confidence: float) -> Bounds:
     if metric == "error_rate":
-        return count_bounds(sum(run.failed + run.cut for run in runs), sum(run.sent for run in runs), confidence)
+        # Requests that were under way when the run ended (`cut`) were neither answered nor refused: they say nothing.
+        failed = sum(run.failed for run in runs)
+        return count_bounds(failed, failed + sum(run.ok for run in runs), confidence)
     samples = [_sample(metric, run, result) for run in runs]
     missing = sum(sample is None for sample in samples)
     if missing or not samples:

@@ -62,7 +62,9 @@ class Api:
 
     async def post(self, path: str, document: dict[str, Any]) -> httpx.Response:
         """POST whatever the status; `httpx.HTTPError` when there is no answer."""
-        return await self._client.post(path, content=orjson.dumps(document), headers={"Content-Type": "application/json"})
+        return await self._client.post(
+            path, content=orjson.dumps(document), headers={"Content-Type": "application/json"}
+        )
 
     async def create(self, document: dict[str, Any]) -> None:
         """Create the object; one that exists stays as it is. `TollgateError` with the server's words otherwise."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -24,9 +24,6 @@ from . import _network, _nft, _slots, _system
 from ._components import MARKER, code_root
 from ._layout import Addresses, Layout, cluster_home, layout
 from ._plan import DATA, PROGRAMS, Plan
-
-if TYPE_CHECKING:
-    from local import tools
 
 _NEEDED_BYTES = 500 * 2**20
 _START_LIMIT_SECONDS = 180
@@ -51,7 +48,10 @@ class Cluster:
 
     def enter(self) -> None:
         """Move this process into the cluster's network, where that is not the machine's own. Needs a single thread."""
-        if self.rootless and os.stat("/proc/self/ns/net").st_ino != os.stat(f"/proc/{self.supervisor_pid}/ns/net").st_ino:
+        if (
+            self.rootless
+            and Path("/proc/self/ns/net").stat().st_ino != Path(f"/proc/{self.supervisor_pid}/ns/net").stat().st_ino
+        ):
             _system.enter_namespaces(self.supervisor_pid, ("user", "net"))
 
     def environment(self, root: Path) -> dict[str, str]:
@@ -101,7 +101,7 @@ class ClusterStatus:
     components: tuple[ComponentStatus, ...]
 
 
-def up(name: str = "default", *, progress: Say | None = None, tool_progress: tools.Progress | None = None) -> Cluster:
+def up(name: str = "default", *, progress: Say | None = None) -> Cluster:
     """The cluster of that name, started if it does not run; missing tools are built first.
 
     `progress(component, seconds)` is called as each component becomes ready. Raises TollgateError; nothing is then left.
@@ -114,7 +114,7 @@ def up(name: str = "default", *, progress: Say | None = None, tool_progress: too
         running = _running(place)
         if running is not None:
             return running
-        programs = tools.ensure(PROGRAMS, progress=tool_progress)
+        programs = tools.ensure(PROGRAMS)
         clean(place)
         place.home.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(place.home).free
@@ -251,7 +251,9 @@ def _started(place: Layout, process: subprocess.Popen[bytes], say: Say) -> Clust
             return running
         time.sleep(0.05)
     slow = [name for name, found in (_state(place) or {}).get("components", {}).items() if found["phase"] != "ready"]
-    texts = [f"{name}:\n{_tail(place.log(name).read_text(errors='replace'))}" for name in slow if place.log(name).is_file()]
+    texts = [
+        f"{name}:\n{_tail(place.log(name).read_text(errors='replace'))}" for name in slow if place.log(name).is_file()
+    ]
     raise TollgateError(f"not ready after {_START_LIMIT_SECONDS} s: {', '.join(slow)}\n" + "\n".join(texts))
 
 

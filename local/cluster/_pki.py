@@ -107,9 +107,7 @@ def _issue(
     builder = (
         _builder(subject, authority.certificate.subject, key)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
     if dns or ips:
         names: list[x509.GeneralName] = [x509.DNSName(name) for name in dns]
@@ -129,9 +127,7 @@ def kubeconfig(*, name: str, server: str, folder: Path, user: str) -> str:
     document: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": name, "cluster": {"server": server, "certificate-authority-data": encoded("ca.crt")}}
-        ],
+        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority-data": encoded("ca.crt")}}],
         "users": [
             {
                 "name": user,
@@ -177,9 +173,7 @@ def write(folder: Path, *, cluster: str, addresses: Addresses) -> None:
     _write(folder / "service-account.key", _private(signer))
     _write(
         folder / "service-account.pub",
-        signer.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ),
+        signer.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
     )
 
     # The KEDA operator and its adapter each read ca.crt, tls.crt and tls.key from one folder and speak mutual TLS.

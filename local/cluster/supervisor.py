@@ -113,11 +113,12 @@ class Supervisor:
         ]
         everything = asyncio.gather(*(event.wait() for event in self._ready.values()))
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([stopped, everything, steps], return_when=asyncio.FIRST_COMPLETED)
+        first: list[asyncio.Future[Any]] = [stopped, everything, steps]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if steps.done() and steps.exception() is not None:
             self.save(phase="failed", error=str(steps.exception()))
         elif not stopped.done():
-            await asyncio.wait([stopped, everything], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first[:2], return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done() and self._state["phase"] == "starting":
             self.save(phase="ready", ready_after=round(time.monotonic() - self._began, 2))
             await stopped
@@ -180,7 +181,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_system.die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
+                preexec_fn=_system.die_with_parent,
             )
         self._exits[process.pid] = asyncio.Event()
         # `_reap` collects every child; Popen must not look for this one again.
@@ -265,7 +266,7 @@ async def answers(ready: str, api: Api) -> bool:
         if ready.startswith(api.url):
             return (await api.get(ready.removeprefix(api.url))).status_code == 200
         # The control plane's own serving certificate is not the question here, only that it serves.
-        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=2) as client:  # noqa: S501
+        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=2) as client:
             return (await client.get(ready)).status_code == 200
     except (OSError, httpx.HTTPError, TimeoutError):
         return False
@@ -288,7 +289,8 @@ def check_ports(addresses: Addresses) -> None:
 def _holder(port: int) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            local = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and local and local.port == port and connection.pid:
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
 
@@ -303,7 +305,9 @@ def main(arguments: list[str]) -> int:
             _system.new_user_and_network()
         except OSError as error:
             failure = f"this system forbids user namespaces ({error})\n  fix:     {_system.userns_remedy()}"
-            layout.state.write_text(json.dumps({"phase": "failed", "error": failure, "slot": slot.number, "pid": os.getpid()}))
+            layout.state.write_text(
+                json.dumps({"phase": "failed", "error": failure, "slot": slot.number, "pid": os.getpid()})
+            )
             return 1
     supervisor = Supervisor(layout, plan, slot.number)
     supervisor.save()

@@ -241,7 +241,7 @@ def test_a_criterion_deleted_from_the_evidence_is_judged_all_the_same(project: P
     path = project / "stacks" / "Pulumi.local-dev.yaml"
     text = path.read_text()
     path.write_text(
-        text.replace("    e2e_p95_seconds: 5.0\n", "").replace("requests_per_second: 14.0", "requests_per_second: 1.0")
+        text.replace("    e2e_p95_seconds: 5\n", "").replace("requests_per_second: 14", "requests_per_second: 1")
     )
     assert record(project, result(SLOW)).verdict == "pass"
     with pytest.raises(gate.GateRefused, match=r"(?s)e2e_p95_seconds.*fail"):

@@ -67,7 +67,7 @@ def test_an_unknown_key_is_named_with_line_and_the_allowed_ones(project: Path) -
 
 
 def test_a_negative_rate_is_named_with_what_was_got(project: Path) -> None:
-    edit(project, "Pulumi.local-dev.yaml", "requests_per_second: 14.0", "requests_per_second: -1")
+    edit(project, "Pulumi.local-dev.yaml", "requests_per_second: 14", "requests_per_second: -1")
     error = refused(project)
     assert error.got == "-1"
     assert "greater than 0" in error.allowed
@@ -106,7 +106,7 @@ def test_an_empty_promise_is_refused(project: Path) -> None:
 
 
 def test_not_a_number_is_refused(project: Path) -> None:
-    edit(project, "Pulumi.local-dev.yaml", "e2e_p95_seconds: 5.0", "e2e_p95_seconds: .nan")
+    edit(project, "Pulumi.local-dev.yaml", "e2e_p95_seconds: 5", "e2e_p95_seconds: .nan")
     assert "finite" in refused(project).allowed
 
 

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import planner
 import pytest
 import yaml
 
+import planner
 import stacks
 import values
 from local import tools

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import planner
 import pytest
 
+import planner
 import stacks
 import values
 

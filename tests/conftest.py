@@ -1,0 +1,71 @@
+"""What tests share: one embedded cluster for all that need one, a namespace each, and a check that nothing is left."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A running cluster of this session's own; at its end, nothing of it may be left."""
+    from local import cluster as room
+
+    home = tmp_path_factory.mktemp("tollgate-home")
+    before = os.environ.get("TOLLGATE_HOME")
+    os.environ["TOLLGATE_HOME"] = str(home)
+    name = f"test-{os.getpid()}"
+    found = room.up(name)
+    try:
+        yield found
+    finally:
+        room.down(name)
+        left = room.leftovers(found.state_dir)
+        if before is None:
+            os.environ.pop("TOLLGATE_HOME", None)
+        else:
+            os.environ["TOLLGATE_HOME"] = before
+        assert left == [], f"processes left by the cluster: {left}"
+        assert not found.state_dir.exists()
+
+
+@pytest.fixture
+def kubectl(cluster: object) -> object:
+    """kubectl as a function: arguments in, standard output out; an error fails the test."""
+
+    def run(*arguments: str, given: str | None = None, check: bool = True, seconds: float = 60) -> str:
+        env = cluster.environment(HERE)  # type: ignore[attr-defined]
+        done = subprocess.run(
+            ["kubectl", *arguments], env=env, input=given, capture_output=True, text=True, timeout=seconds, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr}")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def fresh_namespace(kubectl: object) -> Iterator[str]:
+    """A namespace of the test's own, removed afterwards without waiting."""
+    name = f"t-{os.getpid()}-{next(_numbers)}"
+    kubectl("create", "namespace", name)  # type: ignore[operator]
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false", check=False)  # type: ignore[operator]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of this project's stack files in a folder of the test's own."""
+    shutil.copy(HERE / "Pulumi.yaml", tmp_path)
+    shutil.copytree(HERE / "stacks", tmp_path / "stacks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    return tmp_path
