@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TypeVar
 
+import psutil
+
 from stacks import TollgateError
 
 from . import _debian, _files, _find, _go, _locks, _places
@@ -91,7 +93,7 @@ class _Run:
                 toolchain = self._toolchain() if self.todo.needs_go else None
                 self._check_space(own_modules=toolchain is not None and toolchain.own)
                 shop = Workshop(toolchain, self.processes, self.report, self.temporary, self.logs)
-                fetched = {job: fetcher.submit(shop.fetch, job) for job in self.todo.builds}
+                fetched = {job: fetcher.submit(self._guard, job, shop.fetch) for job in self.todo.builds}
 
                 def build(job: GoJob) -> None:
                     with self._lock(job, job.source.module):
@@ -216,7 +218,7 @@ def _temporary(root: Path) -> Iterator[Path]:
     parent.mkdir(exist_ok=True)
     for left in parent.iterdir():
         owner = left.name.split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             _find.remove(left)
     mine = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
     try:

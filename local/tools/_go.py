@@ -45,7 +45,6 @@ class Toolchain:
 
     def environment(self, *, cgo: bool, temporary: Path) -> dict[str, str]:
         """The environment of its commands: private build cache, nothing fetched but modules, no files changed."""
-        root = _places.cache()
         kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         ours = {
             "CGO_ENABLED": str(int(cgo)),
@@ -59,7 +58,7 @@ class Toolchain:
         if self.own:
             ours["GOMODCACHE"] = str(module_cache())
             ours["PATH"] = f"{self.go.parent}{os.pathsep}{kept.get('PATH', '')}"
-        return {**kept, **ours, "TMPDIR": str(temporary), "PWD": str(root)}
+        return {**kept, **ours, "TMPDIR": str(temporary)}
 
 
 def build_cache() -> Path:
