@@ -139,9 +139,7 @@ class Objects:
         """What changes from the old inputs to the new ones."""
         namespace, name = split_id(identity)
         found = compare(work.kind, old, work.inputs, default_namespace=namespace)
-        if not found:
-            return Difference(changes=[])
-        if not any(change.replace for change in found) and not work.kind.patch:
+        if found and not any(change.replace for change in found) and not work.kind.patch:
             found = self._ask_server(work, found, namespace, name)
         before, after = plain(old).get("metadata") or {}, plain(work.inputs).get("metadata") or {}
         same_name = before.get("name", name) == after.get("name") and before.get("namespace", namespace) == after.get(
@@ -149,7 +147,8 @@ class Objects:
         )
         annotations = after.get("annotations")
         fixed = not (isinstance(annotations, dict) and annotations.get(AUTONAMED) == "true")
-        return Difference(changes=found, delete_first=fixed and same_name and any(change.replace for change in found))
+        # Also without a reason of ours: a replacement that the user forces with one fixed name has to delete first.
+        return Difference(changes=found, delete_first=fixed and same_name)
 
     def _ask_server(self, work: Work, found: list[Change], namespace: str | None, name: str) -> list[Change]:
         """Let a dry run find immutable fields that the table does not know."""
@@ -406,7 +405,7 @@ class Objects:
 
     def _preview(self, work: Work, identity: str | None) -> Made:
         """The outputs to expect: the server's dry run where it can be asked, else the inputs."""
-        fallback = {**work.inputs, "status": UNKNOWN}
+        fallback = _expected(work)
         guess = Made(id=identity or "", properties=fallback)
         if has_unknown(work.inputs):
             return guess
@@ -527,6 +526,15 @@ def _without(body: dict[str, Any], name: str) -> dict[str, Any]:
         return {key: value for key, value in body.items() if key != head}
     inner = body.get(head)
     return {**body, head: _without(inner, rest)} if isinstance(inner, dict) else body
+
+
+def _expected(work: Work) -> dict[str, Any]:
+    """What is known of the outputs before anything is made."""
+    result = {**work.inputs, "status": UNKNOWN}
+    spec = result.get("spec")
+    if (work.kind.group, work.kind.kind) == ("", "Service") and isinstance(spec, dict) and "clusterIP" not in spec:
+        result["spec"] = {**spec, "clusterIP": UNKNOWN, "clusterIPs": UNKNOWN}
+    return result
 
 
 def _hide_volatile(kind: Kind, made: dict[str, Any]) -> dict[str, Any]:

@@ -303,11 +303,11 @@ def _abort_partial(context: Any, message: str, made: Made | None) -> None:
 
 def _difference(found: Difference) -> Any:
     response = provider_pb2.DiffResponse(hasDetailedDiff=True)
+    response.deleteBeforeReplace = found.delete_first
     if not found.changes:
         response.changes = provider_pb2.DiffResponse.DIFF_NONE
         return response
     response.changes = provider_pb2.DiffResponse.DIFF_SOME
-    response.deleteBeforeReplace = found.delete_first
     for change in found.changes:
         kind = f"{change.op.upper()}{'_REPLACE' if change.replace else ''}"
         where = show_path(change.path)
