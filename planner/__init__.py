@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._render import rendered
     from ._report import Report, report_search, report_stack
     from ._report import as_json as report_json
+    from ._simfleet import right_size
     from ._timing import Timing, timing, timing_for
 
 # public name -> (module, name there)
@@ -75,6 +76,7 @@ _HOMES = {
     "report_markdown": ("_render", "markdown"),
     "report_search": ("_report", "report_search"),
     "report_stack": ("_report", "report_stack"),
+    "right_size": ("_simfleet", "right_size"),
     "resolve": ("_check", "resolve"),
     "timing": ("_timing", "timing"),
     "timing_for": ("_timing", "timing_for"),
@@ -127,6 +129,7 @@ __all__ = [
     "report_search",
     "report_stack",
     "resolve",
+    "right_size",
     "timing",
     "timing_for",
 ]

@@ -4,7 +4,7 @@ A replica with `slots` is a birth-death process over the number of requests in i
 j / S(j) per second, S(j) being `Timing.request_seconds`; above `slots` the rest wait. Closed (N users, think time Z):
 births (N - j) / Z, the machine-repair model (Reiser and Lavenberg 1980, load-dependent station). Open: births λ.
 Quantiles: waiting is zero or exponential as in M/M/c (a log-normal of its mean and variance where everybody waits),
-service a log-normal with the spread of the reply length; the two are joined as independent deviations from their means.
+service a log-normal with the spread of the reply length; the two are joined as independent deviations.
 Approximations, and named in the plan.
 """
 
@@ -210,17 +210,16 @@ class _Row:
 
 
 def _join(wait: _Latency, part: _Latency) -> _Latency:
-    """Sum of two independent times: means add, deviations of a quantile from its mean add as squares."""
+    """Sum of two independent times: means and medians add, upward deviations of p95 from the mean add as squares.
+
+    Never below the exact value where one of the two does not vary; a p95 of waiting below its mean (few wait, but
+    long) counts as its mean.
+    """
     mean = wait.mean + part.mean
     if not math.isfinite(mean):
         return wait
-
-    def quantile(a: float, b: float) -> float:
-        up, down = a - wait.mean, b - part.mean
-        sign = 1.0 if up + down >= 0 else -1.0
-        return mean + sign * math.hypot(up, down)
-
-    return _Latency(mean, quantile(wait.p50, part.p50), quantile(wait.p95, part.p95))
+    late = math.hypot(max(0.0, wait.p95 - wait.mean), max(0.0, part.p95 - part.mean))
+    return _Latency(mean, wait.p50 + part.p50, mean + late)
 
 
 def _waiting(state: _State) -> _Latency:
@@ -252,7 +251,7 @@ def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replica
     rows: list[_Row] = []
     for state, count in groups:
         running = max(1.0, state.running)
-        service = _service(timing, traffic, running)
+        service = state.running / state.rate  # Little's law for those in service
         first = min(service, first_token_seconds(timing, traffic, running))
         step = (service - first) / max(1.0, output.mean - 1)
         wait = _waiting(state)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from planner import plan_for, timing_for
 
+from planner import plan_for, timing_for
 from stacks import Fleet, Nodes, Tokens, Traffic, load_release
 
 FLEET = Fleet(machine_type="g2-standard-8", nodes=Nodes(min=10, max=10))

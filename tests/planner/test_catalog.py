@@ -1,0 +1,86 @@
+"""The catalog: valid, in step with its compiled form, and light to read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import planner
+from planner import _catalog, _schema
+from stacks import InputError
+
+
+def test_the_compiled_catalog_is_what_the_yaml_says() -> None:
+    compiled = json.loads(json.dumps(_schema.compile_catalog(_catalog.sources())))
+    assert json.loads(_catalog.COMPILED.read_text()) == compiled, "run: python -m planner._schema"
+
+
+def test_a_changed_yaml_is_read_although_the_compiled_form_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _catalog.sources()
+    files["gpus.yaml"] = files["gpus.yaml"].replace(
+        b"bandwidth_gb_per_second: 300\n", b"bandwidth_gb_per_second: 301\n"
+    )
+    monkeypatch.setattr(_catalog, "sources", lambda: files)
+    assert _catalog.parse(_catalog._compiled()).gpus["nvidia-l4"].bandwidth == 301e9
+
+
+@pytest.mark.parametrize("name", ["gemma3:4b", "google/gemma-3-4b-it", "gemma-3-4b-it", "GEMMA3:4B"])
+def test_a_model_is_found_by_each_of_its_names(name: str) -> None:
+    assert planner.find_model(name).id == "gemma-3-4b-it"
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    with pytest.raises(InputError) as caught:
+        planner.find_model("gemma3:5b")
+    assert "gemma-3-4b-it" in caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        (b"count: 7, memory_mib: 4864", b"count: 7, memory_mib: 9864", "more memory"),
+        (b"parameters: 4300079472", b"parameters: 7300079472", "architecture"),
+        (b"heads: 8\n", b"heads: 7\n", "multiple"),
+        (b"gpu: nvidia-l4, gpus: 1, vcpus: 4,", b"gpu: nvidia-l9, gpus: 1, vcpus: 4,", "nvidia-l4"),
+        (b"kind: fitted", b"kind: guessed", "assumed"),
+        (b"layers: 34", b"layers: 34\n  colour: red", "Extra"),
+    ],
+)
+def test_a_wrong_catalog_is_refused_with_the_reason(before: bytes, after: bytes, word: str) -> None:
+    files = {name: content.replace(before, after, 1) for name, content in _catalog.sources().items()}
+    assert files != _catalog.sources()
+    with pytest.raises(InputError, match=word):
+        _schema.compile_catalog(files)
+
+
+def test_every_entry_says_where_it_is_from_and_when() -> None:
+    for gpu in planner.catalog().gpus.values():
+        assert gpu.source.startswith("https://")
+        assert gpu.as_of
+    for model in planner.catalog().models.values():
+        assert model.source.startswith("https://")
+        assert model.as_of
+    for engine in planner.catalog().engines.values():
+        assert all(kind in ("measured", "fitted", "assumed") and source for kind, source in engine.sources.values())
+
+
+def test_the_families_people_serve_are_there() -> None:
+    families = {model.family for model in planner.catalog().models.values()}
+    assert families == {"gemma", "llama", "qwen", "mistral", "grok"}
+    assert {"nvidia-l4", "nvidia-tesla-a100", "nvidia-a100-80gb", "nvidia-h100-80gb", "nvidia-h200-141gb"} == set(
+        planner.catalog().gpus
+    )
+
+
+def test_a_latency_is_had_without_pydantic_yaml_or_numpy() -> None:
+    code = (
+        "import sys, planner\n"
+        "t = planner.timing_for(engine='ollama', model='gemma3:4b', quantization='q4-k-m', gpu='nvidia-l4')\n"
+        "assert t.decode_step_seconds(1, 128) > 0\n"
+        "print([m for m in ('pydantic', 'yaml', 'numpy', 'scipy', 'stacks', 'httpx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
