@@ -26,8 +26,6 @@ COMMANDS = {
     "evidence": "List, show, verify and compare evidence.",
     "gate": "Judge a stack; exits 0 only on a pass.",
     "promote": "Let a stack's release into the next stack.",
-    "approve": "Sign an override of the gate: who, why, until when.",
-    "rollback": "Return a stack to its last passing release.",
     "demo": "The whole loop on the embedded cluster, in about three minutes.",
 }
 

@@ -205,6 +205,10 @@ def _write_answers(kept: dict[str, list[int] | None]) -> None:
         Path(file.name).replace(_answers())
 
 
+# The language host looks for its executor in the folder that it really lies in, so a symbolic link would lead it astray.
+_BY_ITS_OWN_PLACE = frozenset({"pulumi-language-python"})
+
+
 def sync_links() -> Path:
     """Make the folder of links agree with what is there now, and return it."""
     folder = _places.cache() / "bin"
@@ -215,12 +219,18 @@ def sync_links() -> Path:
             link.unlink(missing_ok=True)
     for name, target in wanted.items():
         link = folder / name
-        if link.is_symlink() and link.readlink() == target:
+        if name in _BY_ITS_OWN_PLACE:
+            if link.is_file() and not link.is_symlink() and link.samefile(target):
+                continue
+        elif link.is_symlink() and link.readlink() == target:
             continue
         # Made aside and renamed: whoever looks the program up meanwhile finds the old one or the new one.
         aside = folder / f".{name}-{os.getpid()}"
         aside.unlink(missing_ok=True)
-        aside.symlink_to(target)
+        if name in _BY_ITS_OWN_PLACE and target.is_relative_to(_places.cache()):
+            aside.hardlink_to(target)
+        else:
+            aside.symlink_to(target)
         aside.replace(link)
     return folder
 

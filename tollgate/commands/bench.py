@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -17,8 +18,9 @@ from rich.text import Text
 
 import stacks
 from bench import load as generator
+from bench import report
 from bench.job import line, milliseconds
-from bench.results import Result
+from bench.results import Result, Run
 
 _RATES = (
     ("requests/s", "requests_per_second"),
@@ -53,7 +55,21 @@ def bench(
     header: Annotated[list[str] | None, typer.Option(help="NAME: VALUE, added to every request.")] = None,
     ca_file: Annotated[str, typer.Option(help="PEM file of the authority to trust.")] = "",
     seed: Annotated[int, typer.Option(help="Of prompts, lengths and arrivals.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the load.")] = 1,
+    burstiness: Annotated[
+        float | None, typer.Option(min=0.0, help="With --rate: CV of the gaps; 1 is Poisson.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Replay this JSONL or CSV of times and lengths.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="With --trace: so many times as fast.")] = 1.0,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts or messages, or ShareGPT.")] = None,
+    shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with.")] = 0,
+    find_limit: Annotated[
+        bool, typer.Option("--find-limit", help="Find the highest rate that holds, by bisection.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")] = None,
+    raw_file: Annotated[Path | None, typer.Option("--raw", help="Write a line of JSON for every request.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")] = None,
+    compare: Annotated[list[Path] | None, typer.Option(help="Earlier --json files to set beside this one.")] = None,
 ) -> None:
     """Measure a stack's service (STACK --url …), or any URL (--url … --model …)."""
     stack = stacks.load_stack(name) if name is not None else None
@@ -84,10 +100,19 @@ def bench(
         seconds=duration or (stack.benchmark.seconds if stack and stack.benchmark else 30.0),
         seed=seed,
         reconnect=reconnect,
+        workers=workers,
+        raw_file=raw_file,
     )
+    earlier = [_earlier(path) for path in compare or []]
+    if raw_file is not None:
+        raw_file.write_bytes(b"")
     traffic = _traffic(stack, concurrency, rate, constant, prompt_tokens, max_tokens)
     release = _release(stack) or stacks.digest({"url": url, "engine": chosen, "model": asked})
     console = Console()
+    load, source = _special(traffic, seed, endpoint, burstiness, trace, speed, prompts, shared_prefix)
+    if find_limit:
+        _limit(console, target, traffic, settings, release, stack, rate)
+        return
     with _view(console, settings) as (progress, say):
         result = generator.run(
             target,
@@ -98,12 +123,20 @@ def bench(
             costs=generator.Costs(objectives=stack.objectives if stack else None),
             progress=progress,
             say=say,
+            load=load,
+            source=source,
         )
     if json_file is not None:
         json_file.write_text(result.model_dump_json(indent=1) + "\n")
+    if html_file is not None:
+        html_file.write_text(report.html([*earlier, result]))
     summarize(result, console)
+    for before in earlier:
+        _changes(before, result, console)
     if json_file is not None:
         console.print(f"result: {json_file}", soft_wrap=True)
+    if html_file is not None:
+        console.print(f"report: {html_file}", soft_wrap=True)
     if not result.runs or not any(run.ok for run in result.runs):
         raise typer.Exit(1)
 
@@ -131,6 +164,95 @@ def _traffic(
         return stacks.Traffic(arrival="closed", users=users or 1, prompt_tokens=prompts, output_tokens=answers)
     arrival: Literal["constant", "poisson"] = "constant" if constant else "poisson"
     return stacks.Traffic(arrival=arrival, requests_per_second=rate, prompt_tokens=prompts, output_tokens=answers)
+
+
+def _special(
+    traffic: stacks.Traffic,
+    seed: int,
+    endpoint: str,
+    burstiness: float | None,
+    trace: Path | None,
+    speed: float,
+    prompts: Path | None,
+    shared_prefix: int,
+) -> tuple[Callable[[int], generator.Load] | None, Callable[[int], generator.Source] | None]:
+    """Arrivals and prompts that `stacks.Traffic` has no words for."""
+    if trace is not None:
+        replayed = generator.read_trace(trace)
+        return lambda _: replayed.load(speed=speed), lambda number: replayed.source(seed + number)
+    load: Callable[[int], generator.Load] | None = None
+    source: Callable[[int], generator.Source] | None = None
+    if burstiness is not None:
+        mean = traffic.requests_per_second
+        if mean is None:
+            raise stacks.InputError(where="--burstiness", got="no rate", allowed="an open loop", fix="add --rate")
+        load = lambda number: generator.Open.steady(mean, cv=burstiness, seed=seed + number)  # noqa: E731
+    if prompts is not None:
+        if endpoint != "chat":
+            raise stacks.InputError(
+                where="--prompts", got="--endpoint generate", allowed="chat", fix="use --endpoint chat"
+            )
+        said = generator.read_dialogues(prompts)
+        answers = round(traffic.output_tokens.mean)
+        source = lambda _: generator.Conversations(said, [answers])  # noqa: E731
+    elif shared_prefix:
+        source = lambda n: generator.SharedPrefix(traffic, seed + n, prefix_tokens=shared_prefix)  # noqa: E731
+    return load, source
+
+
+def _earlier(path: Path) -> Result:
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise stacks.InputError(
+            where=f"--compare {path}", got=str(error).splitlines()[0], allowed="a file of --json", fix="name another"
+        ) from error
+
+
+def _limit(
+    console: Console,
+    target: generator.Target,
+    traffic: stacks.Traffic,
+    settings: generator.Settings,
+    release: str,
+    stack: stacks.Stack | None,
+    rate: float | None,
+) -> None:
+    """Bisect to the highest rate that keeps the stack's promises, or at which the service just keeps up."""
+    objectives = stack.objectives if stack else None
+
+    def measure(tried: float) -> Run:
+        asked = stacks.Traffic(
+            arrival="poisson",
+            requests_per_second=tried,
+            prompt_tokens=traffic.prompt_tokens,
+            output_tokens=traffic.output_tokens,
+        )
+        once = replace(settings, runs=1)
+        costs = generator.Costs(objectives=objectives)
+        return generator.run(target, asked, once, release=release, stack="none", costs=costs).runs[0]
+
+    def say(step: generator.Step) -> None:
+        console.print(
+            Text(f"{step.rate:9.2f} requests/s: {step.because or 'holds'}", style="" if step.because else "green")
+        )
+
+    found = generator.sweep(measure, start=rate or 1.0, objectives=objectives, say=say)
+    console.print(Text(f"highest rate that holds: {found.highest:.2f} requests/s", style="bold"))
+
+
+def _changes(before: Result, after: Result, console: Console) -> None:
+    """Medians of two results side by side."""
+    table = Table(
+        box=None, header_style="bold", title=f"against {before.stack}, measured {before.runs[0].started:%F %T}"
+    )
+    for column in ("", "before", "now", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for change in report.comparison(before, after):
+        style = {True: "green", False: "red", None: ""}[change.better]
+        ratio = Text("-" if change.ratio is None else f"× {change.ratio:.3f}", style=style)
+        table.add_row(change.words, change.before, change.after, ratio)
+    console.print(table)
 
 
 def _release(stack: stacks.Stack | None) -> str | None:
@@ -191,6 +313,8 @@ def summarize(result: Result, console: Console) -> None:
     table.add_row("warm-up", *(f"{run.warmup_seconds:.1f} s" for run in runs))
     table.add_row("ok / failed / cut", *(f"{run.ok} / {run.failed} / {run.cut}" for run in runs))
     for words, key in _RATES:
+        if not any(key in run.metrics for run in runs):
+            continue
         table.add_row(words, *(f"{run.metrics[key]:.2f}" if key in run.metrics else "-" for run in runs))
     for words, family in (("first token", "ttft"), ("between tokens", "itl"), ("end to end", "e2e")):
         for share in ("mean", "p50", "p95", "p99"):

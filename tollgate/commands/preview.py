@@ -28,8 +28,7 @@ def preview(
     for name in names or []:
         stacks.stack_path(name, root)
     changes = collect(root, names or known, base)
-    book = planner.price_book()
-    about = {"source": str(book.source), "as_of": str(book.as_of)}
+    about = book()
     if as_json:
         print(json.dumps(room.as_json(changes, base, about), indent=2))
     elif markdown:
@@ -38,6 +37,12 @@ def preview(
         show(changes, base, about, Console())
     if any(change.error for change in changes):
         raise typer.Exit(2)
+
+
+def book() -> dict[str, str]:
+    """Where the prices come from, and when they were read."""
+    found = planner.price_book()
+    return {"source": str(found.source), "as_of": str(found.as_of)}
 
 
 def collect(root: Path, names: list[str], base: str | None) -> list[room.Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,6 +58,13 @@ def clean(
         typer.echo("nothing to remove")
 
 
+def _short(path: Path | None) -> str:
+    """The path as a shell understands it, with `~` for the home folder."""
+    if path is None:
+        return ""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
 def _show(*, as_json: bool) -> None:
     found = tools.status()
     if as_json:
@@ -73,15 +81,21 @@ def _show(*, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("program", "version", "origin", "for", "path", box=None, header_style="bold")
-    # Paths are for copying: never shortened to fit.
-    table.columns[-1].overflow = "fold"
+    console = Console()
+    # Lines are not cut for pipes and files; a narrow terminal goes without the column that says what is known anyway.
+    width = console.width if console.is_terminal else 250
+    purposes = width >= 170
+    table = Table(box=None, header_style="bold")
+    for heading in ("program", "version", "origin", *(("for",) if purposes else ())):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("path", overflow="fold")
     styles = {"built": "green", "PATH": "cyan", "missing": "red"}
     for one in found:
         optional = one.origin == "missing" and one.optional
         origin = "optional" if optional else one.origin
         style = "dim" if optional else styles[one.origin]
-        table.add_row(one.name, one.version, f"[{style}]{origin}[/]", one.purpose, str(one.path or ""))
-    Console().print(table)
+        purpose = (one.purpose,) if purposes else ()
+        table.add_row(one.name, one.version, f"[{style}]{origin}[/]", *purpose, _short(one.path))
+    console.print(table, width=width)
     if any(one.origin == "missing" and not one.optional for one in found):
         typer.echo("build what is missing: tollgate tools build")
