@@ -53,9 +53,10 @@ def to_install(simulation: str) -> list[str]:
 
 def wrapper(libraries: list[Path], program: Path) -> str:
     """A script that runs a program with these library folders first."""
-    joined = ":".join(map(str, libraries))
-    keep = "${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-    return f'#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(joined)}{keep} exec {shlex.quote(str(program))} "$@"\n'
+    # None where the system has all libraries already: an empty entry would mean the current folder.
+    joined = shlex.quote(":".join(map(str, libraries)))
+    search = f"LD_LIBRARY_PATH={joined}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} " if libraries else ""
+    return f'#!/bin/sh\n{search}exec {shlex.quote(str(program))} "$@"\n'
 
 
 def missing(name: str, source: DebianPackages) -> str:

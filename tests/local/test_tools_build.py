@@ -343,6 +343,7 @@ def test_an_unpacked_program_runs_with_the_libraries_beside_it(tmp_path: Path) -
     script.chmod(0o755)
     said = subprocess.run([script, "--version"], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert said.stdout == f"{tmp_path / 'lib'} --version\n"
+    assert "LD_LIBRARY_PATH" not in _debian.wrapper([], program)
 
 
 def test_without_apt_the_error_names_the_administrators_command(go: Path) -> None:

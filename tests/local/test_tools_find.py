@@ -143,6 +143,17 @@ def test_the_folder_of_links_follows_what_is_there(programs: Path) -> None:
     assert list(tools.bin_dir().iterdir()) == []
 
 
+def test_the_language_host_lies_in_the_folder_of_links_itself_beside_its_executor(programs: Path) -> None:
+    # It looks for the executor beside the file that it really is, not beside the link it was started by.
+    build = built("pulumi-language-python")
+    built("pulumi-language-python-exec")
+    for _ in range(2):
+        host = tools.bin_dir() / "pulumi-language-python"
+        assert not host.is_symlink()
+        assert host.samefile(build)
+        assert (host.resolve().parent / "pulumi-language-python-exec").exists()
+
+
 def test_versions_are_asked_once_until_the_program_changes(programs: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     path = fakes.program(programs, "helm", "v3.20.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -81,10 +82,9 @@ def _show(*, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    console = Console()
     # Lines are not cut for pipes and files; a narrow terminal goes without the column that says what is known anyway.
-    width = console.width if console.is_terminal else 250
-    purposes = width >= 170
+    console = Console(width=None if sys.stdout.isatty() else 250)
+    purposes = console.width >= 170
     table = Table(box=None, header_style="bold")
     for heading in ("program", "version", "origin", *(("for",) if purposes else ())):
         table.add_column(heading, no_wrap=True)
@@ -96,6 +96,6 @@ def _show(*, as_json: bool) -> None:
         style = "dim" if optional else styles[one.origin]
         purpose = (one.purpose,) if purposes else ()
         table.add_row(one.name, one.version, f"[{style}]{origin}[/]", *purpose, _short(one.path))
-    console.print(table, width=width)
+    console.print(table)
     if any(one.origin == "missing" and not one.optional for one in found):
         typer.echo("build what is missing: tollgate tools build")
