@@ -11,7 +11,7 @@ from stacks import OBJECTIVES, Accelerator, Fleet, Nodes, Objectives, Parallelis
 from ._catalog import catalog
 from ._check import memory_of, nodes_per_replica, resolve
 from ._explore import Choice, Search
-from ._plan import COSTS, Plan, metrics_of, unmet_of
+from ._plan import COSTS, Plan, keeper, metrics_of, unmet_of
 from ._queueing import Spread, predict
 from ._timing import Timing, timing
 
@@ -211,10 +211,7 @@ def _kept(times: Timing, plan: Plan, traffic: Traffic, objectives: Objectives | 
 
 def _holds(times: Timing, slots: int, replicas: int, traffic: Traffic, objectives: Objectives | None) -> bool:
     prediction = predict(times, slots=slots, replicas=max(1, replicas), traffic=traffic)
-    if objectives is None:
-        return not prediction.saturated and prediction.waiting < 0.5
-    values = metrics_of(prediction, traffic, 0.0, objectives)
-    return not [name for name in unmet_of(values, objectives) if name not in COSTS]
+    return keeper(traffic, objectives)(prediction)
 
 
 def _point(

@@ -11,10 +11,13 @@ from stacks import InputError, Objectives, Traffic
 from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, Quantization, catalog
 from ._check import knee
 from ._memory import memory_for
-from ._plan import COSTS, HOURS_PER_MONTH, fewest, metrics_of, unmet_of
+from ._plan import HOURS_PER_MONTH, fewest, keeper, metrics_of, unmet_of
 from ._prices import PriceBook, price_book
 from ._queueing import predict
 from ._timing import Timing, build
+
+
+_DEAREST = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,11 +114,12 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
     """The Pareto front of cost against end-to-end latency (p95): nobody in it is beaten on both, and each is at least a
     tenth faster than the cheaper one before it.
 
-    Each way is tried from the fewest nodes that carry the traffic up to one replica per user, in steps of 1.5.
+    Each way is tried from the fewest nodes that carry the traffic up to one replica per user, doubling, and no further
+    than 20 times the cheapest way.
     """
     offers = _offers(search, prices or price_book())
     bare = replace(search, objectives=None)
-    points: list[Choice] = []
+    starts: list[tuple[float, _Way, _Offer, int, int]] = []
     for way in _ways(bare, catalog()):
         for offer in offers:
             if not _fits_machine(way, offer.machine):
@@ -123,13 +127,19 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
             most = _most(way, offer, bare) // _per_node(way, offer.machine)
             replicas = _needed(way, bare, most * _per_node(way, offer.machine))
             spans = math.ceil(replicas / _per_node(way, offer.machine))
-            while 0 < spans <= most:
-                point = _at(way, offer, search, spans * way.pipeline)
-                if math.isfinite(point.predicted["e2e_p95_seconds"]):
-                    points.append(point)
-                if point.predicted["running"] <= 1.0:
-                    break
-                spans = math.ceil(spans * 1.5)
+            if 0 < spans <= most:
+                starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most))
+    dearest = _DEAREST * min((start[0] for start in starts), default=0.0)
+    points: list[Choice] = []
+    for cost, way, offer, first, most in starts:
+        spans = first
+        while spans <= most and cost * spans / first <= dearest:
+            point = _at(way, offer, search, spans * way.pipeline)
+            if math.isfinite(point.predicted["e2e_p95_seconds"]):
+                points.append(point)
+            if point.predicted["running"] <= 1.0:
+                break
+            spans *= 2
     front: list[Choice] = []
     best = math.inf
     for point in sorted(points, key=lambda c: (_cost(c, search), c.predicted["e2e_p95_seconds"])):
@@ -211,17 +221,23 @@ def _most(way: _Way, offer: _Offer, search: Search) -> int:
 def _needed(way: _Way, search: Search, most: int) -> int:
     """The fewest replicas that keep the promise; without one, the fewest at which nobody waits for a slot."""
 
+    kept = keeper(search.traffic, search.objectives)
+
     def fits(replicas: int) -> bool:
-        prediction = predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic)
-        if search.objectives is None:
-            return not prediction.saturated and prediction.waiting < 0.5
-        values = metrics_of(prediction, search.traffic, 0.0, search.objectives)
-        return not [name for name in unmet_of(values, search.objectives) if name not in COSTS]
+        return kept(predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic))
 
     if most < 1:
         return 1
-    alone = min(most, search.traffic.users) if search.traffic.users else most
-    return fewest(fits, 1, alone) if alone == most or fits(alone) else most
+    # Doubling first: the answer is mostly far below the quota.
+    top = min(most, search.traffic.users) if search.traffic.users else most
+    low, high = 1, 1
+    while high < top and not fits(high):
+        low, high = high + 1, high * 2
+    if high >= top:
+        if not fits(top):
+            return most
+        high = top
+    return fewest(fits, low, high)
 
 
 def _ways(search: Search, known: Catalog) -> Iterator[_Way]:

@@ -234,6 +234,21 @@ def unmet_of(predicted: Mapping[str, float], objectives: Objectives | None) -> t
     return tuple(missed)
 
 
+def keeper(traffic: Traffic, objectives: Objectives | None) -> Callable[[Prediction], bool]:
+    """A quick test whether a prediction keeps all promises but those about cost; without any: whether nobody waits."""
+    if objectives is None:
+        return lambda prediction: not prediction.saturated and prediction.waiting < 0.5
+    promised = [(name, limit) for name, limit in objectives.items() if name not in COSTS]
+    if all(name.endswith("_seconds") for name, _ in promised):
+        return lambda prediction: all(getattr(prediction, name) <= limit for name, limit in promised)
+
+    def kept(prediction: Prediction) -> bool:
+        values = metrics_of(prediction, traffic, 0.0, objectives)
+        return not [name for name in unmet_of(values, objectives) if name not in COSTS]
+
+    return kept
+
+
 def fewest(fits: Callable[[int], bool], low: int, high: int) -> int:
     """The smallest number between low and high that fits, high where none does; what fits stays fitting above."""
     if low >= high or not fits(high):

@@ -215,6 +215,8 @@ def _join(wait: _Latency, part: _Latency) -> _Latency:
     Never below the exact value where one of the two does not vary; a p95 of waiting below its mean (few wait, but
     long) counts as its mean.
     """
+    if wait.p95 == 0 and wait.mean == 0:
+        return part
     mean = wait.mean + part.mean
     if not math.isfinite(mean):
         return wait
@@ -264,12 +266,18 @@ def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replica
         gap = _Latency(step, step, max(step, late))
         rows.append(_Row(state.rate * count / total, wait, ttft, e2e, gap))
 
+    shares = [row.share for row in rows]
+
     def mean(values: list[_Latency]) -> float:
-        return sum(row.share * value.mean for row, value in zip(rows, values, strict=True))
+        if len(values) == 1:
+            return values[0].mean
+        return sum(share * value.mean for share, value in zip(shares, values, strict=True))
 
     def quantile(values: list[float], beyond: float) -> float:
         """The value that all but `beyond` of the requests stay under, a group's own quantile standing for the group."""
-        ordered = sorted(zip(values, (row.share for row in rows), strict=True), reverse=True)
+        if len(values) == 1:
+            return values[0]
+        ordered = sorted(zip(values, shares, strict=True), reverse=True)
         for value, share in ordered:
             beyond -= share
             if beyond < 0:
