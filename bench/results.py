@@ -22,12 +22,19 @@ class _Frozen(BaseModel):
 class Run(_Frozen):
     """One sample.
 
+    A request belongs to the steady window when it ended within it (ok, failed) or was still in flight when it closed
+    (cut). In a steady state those that end in a window are a fair sample of all, however long each takes.
+
     `metrics`: by the names of `stacks.OBJECTIVES`, plus at least `e2e_mean_seconds`, `e2e_p50_seconds`, `e2e_p99_seconds`,
     `ttft_mean_seconds`, `output_tokens_per_second`; only what was measured (a stream-less run has no `itl_…`).
-    `requests`: how many were sent within the steady window; `sent == ok + failed + cut` always holds.
+    `sent == ok + failed + cut` always holds; `errors` are the failed ones by kind (`http_503`, `truncated`, `timeout`…).
     `valid`: False when the client was the bottleneck, the run was too short to be representative, or it was interrupted;
     `invalid_because` then says which, in one sentence. An invalid run never passes a gate.
-    `histograms`: by metric family (`e2e_seconds`, `ttft_seconds`, `itl_seconds`), in the mergeable form of `bench.load`.
+    `client`: what the client saw of itself (`cpu_share` of one core, `loop_delay_p99_seconds`, `schedule_lag_p99_seconds`,
+    `retries`, `connections`). `series`: the run over time from its first request on, warm-up included; `seconds` is the
+    end of each step, null where nothing ended in it.
+    `histograms`: by metric family (`e2e_seconds`, `ttft_seconds`, `itl_seconds`, `tpot_seconds`), in the mergeable
+    form of `bench.load`.
     """
 
     started: datetime
@@ -43,6 +50,7 @@ class Run(_Frozen):
     invalid_because: str = ""
     client: dict[str, Metric] = {}
     histograms: dict[str, dict[str, Any]] = {}
+    series: dict[str, tuple[Metric | None, ...]] = {}
 
 
 class Result(_Frozen):

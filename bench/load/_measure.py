@@ -21,9 +21,20 @@ from ._workers import Outcome
 
 _SHARES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
 _FEWEST = 20
-# Beyond these the client, not the service, made the latency: of one processor core, and of the shortest p95 measured.
-_CPU_SHARE, _DELAY_SHARE, _DELAY_SECONDS = 0.95, 0.2, 0.02
+# Beyond these the client, not the service, made the latency: of one processor core, and of the shortest p95 that is judged.
+_CPU_SHARE, _DELAY_SHARE, _DELAY_SECONDS = 0.95, 0.05, 0.02
 _RISE = 0.15
+_STEPS = 120
+_SERIES = (
+    "seconds",
+    "requests_per_second",
+    "errors_per_second",
+    "concurrency",
+    "ttft_p50_seconds",
+    "ttft_p95_seconds",
+    "e2e_p50_seconds",
+    "e2e_p95_seconds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +131,7 @@ def measure(records: Records, window: Window, watch: Watch, costs: Costs, series
         if share is not None and len(ended):
             metrics["goodput"] = share * ok / len(ended)
             metrics["goodput_requests_per_second"] = share * ok / seconds
-    because = _invalid(window, watch, metrics, ok, failed, records, series)
+    because = _invalid(window, watch, costs, metrics, ok, failed, records, series)
     return Run(
         started=window.started,
         seconds=seconds,
@@ -141,7 +152,33 @@ def measure(records: Records, window: Window, watch: Watch, costs: Costs, series
             "connections": float(watch.connections),
         },
         histograms={name: histogram.to_dict() for name, histogram in families.items()},
+        series=_over_time(table, window),
     )
+
+
+def _over_time(table: NDArray[Any], window: Window) -> dict[str, tuple[float | None, ...]]:
+    """Rate, errors, requests in flight and percentiles per step, in at most 120 steps of at least a second."""
+    span = window.end - window.began
+    steps = max(1, min(_STEPS, int(span)))
+    edges = window.began + np.linspace(0.0, span, steps + 1)
+    ended = table[table["status"] != CUT]
+    step = np.searchsorted(edges, ended["end"], side="right") - 1
+    columns: dict[str, list[float | None]] = {name: [] for name in _SERIES}
+    for number in range(steps):
+        here = ended[step == number]
+        good = here[here["status"] == OK]
+        latency = good["end"] - good["scheduled"]
+        first = (good["first"] - good["scheduled"])[good["first"] > 0]
+        low, high = edges[number], edges[number + 1]
+        spent = np.minimum(table["end"], high) - np.maximum(table["sent"], low)
+        columns["seconds"].append(float(high - window.began))
+        columns["requests_per_second"].append(len(good) / float(high - low))
+        columns["errors_per_second"].append((len(here) - len(good)) / float(high - low))
+        columns["concurrency"].append(float(np.maximum(spent, 0.0).sum()) / float(high - low))
+        for family, values in (("ttft", first), ("e2e", latency)):
+            for name, share in (("p50", 0.5), ("p95", 0.95)):
+                columns[f"{family}_{name}_seconds"].append(percentile(values, share) if len(values) else None)
+    return {name: tuple(values) for name, values in columns.items()}
 
 
 def _latency(metrics: dict[str, float], family: str, values: NDArray[Any]) -> None:
@@ -190,9 +227,20 @@ def _errors(records: Records, ended: NDArray[Any]) -> dict[str, int]:
     return {records.kinds[int(n) - 1]: int(c) for n, c in zip(numbers, counts, strict=True)}
 
 
+def _shortest(metrics: dict[str, float], objectives: stacks.Objectives | None) -> float:
+    """The shortest of the p95 latencies that someone will judge: the promised ones, or all where nothing is promised."""
+    judged = {
+        "ttft_p95_seconds": objectives is None or objectives.ttft_p95_seconds is not None,
+        "itl_p95_seconds": objectives is not None and objectives.itl_p95_seconds is not None,
+        "e2e_p95_seconds": True,
+    }
+    return min(metrics[name] for name, matters in judged.items() if matters and name in metrics)
+
+
 def _invalid(
     window: Window,
     watch: Watch,
+    costs: Costs,
     metrics: dict[str, float],
     ok: int,
     failed: int,
@@ -207,8 +255,7 @@ def _invalid(
         return f"no request succeeded ({kinds})"
     if "client_limit" in records.kinds:
         return "client-bound: the client could open no more connections"
-    shortest = min(metrics.get("ttft_p95_seconds", math.inf), metrics["e2e_p95_seconds"])
-    limit = max(_DELAY_SECONDS, _DELAY_SHARE * shortest)
+    limit = max(_DELAY_SECONDS, _DELAY_SHARE * _shortest(metrics, costs.objectives))
     if watch.cpu_share > _CPU_SHARE:
         return f"client-bound: the client used {watch.cpu_share:.0%} of a processor core (limit {_CPU_SHARE:.0%})"
     for name, delay in (("event loop", watch.loop_delay_p99), ("schedule", watch.schedule_lag_p99)):

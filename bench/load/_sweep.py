@@ -39,7 +39,7 @@ def holds(run: Run, rate: float, objectives: stacks.Objectives | None) -> str:
             raise stacks.TollgateError(f"at {rate:g} requests/s: {run.invalid_because}")
         return run.invalid_because
     served = run.metrics["requests_per_second"]
-    if served < 0.9 * rate:
+    if served < 0.95 * rate:
         return f"served {served:.2f} of {rate:.2f} requests/s"
     for name, limit in objectives.items() if objectives is not None else ():
         value = run.metrics.get(name)

@@ -76,7 +76,7 @@ def test_poisson_arrivals_are_timed_from_their_schedule(serve: Serve, measured: 
     assert run.valid, run.invalid_because
     assert run.metrics["requests_per_second"] == pytest.approx(60, rel=0.25)
     assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.020, abs=0.004)
-    assert run.client["schedule_lag_p99_seconds"] < 0.005
+    assert run.client["schedule_lag_p99_seconds"] < 0.05
 
 
 def test_an_open_loop_above_capacity_is_not_called_steady(serve: Serve, measured: Measured) -> None:
