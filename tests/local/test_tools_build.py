@@ -176,7 +176,7 @@ def test_an_interrupted_build_ends_its_children_and_leaves_nothing_partial(
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(go: Path, ended: list[subprocess.Popen[str]]) -> None:
-    (go / "pause").write_text("0.2")
+    (go / "pause").write_text("0.5")
     process = run_ensure("helm")
     ended.append(process)
     until(lambda: fakes.calls(go, "build"))
@@ -194,18 +194,21 @@ def test_what_a_killed_run_left_is_removed_by_the_next(go: Path, ended: list[sub
 def test_of_two_at_once_one_builds_and_the_other_says_for_whom_it_waits(
     go: Path, ended: list[subprocess.Popen[str]]
 ) -> None:
-    (go / "pause").write_text("0.3")
+    (go / "hold").write_text("")
     first = run_ensure("helm")
     ended.append(first)
     until(lambda: fakes.calls(go, "build"))
     second = run_ensure("helm")
     ended.append(second)
+    assert second.stderr is not None
+    line = second.stderr.readline()
+    (go / "hold").unlink()
     out_1, _ = first.communicate(timeout=20)
-    out_2, log_2 = second.communicate(timeout=20)
+    out_2, _ = second.communicate(timeout=20)
     assert (first.returncode, second.returncode) == (0, 0)
     assert out_1 == out_2
     assert "helm" in out_1
-    assert f"waits for process {first.pid}" in log_2
+    assert f"waits for process {first.pid}" in line
     assert len(fakes.calls(go, "build")) == 1
 
 

@@ -179,9 +179,13 @@ def test_the_list_costs_well_under_a_second(programs: Path) -> None:
         if tool.on_path:
             fakes.program(programs, tool.on_path.program, "v1.36.0")
     tools.status()
-    began = time.perf_counter()
-    assert len(tools.status()) == len(TOOLS)
-    assert time.perf_counter() - began < 0.5
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert len(tools.status()) == len(TOOLS)
+        seconds.append(time.perf_counter() - began)
+    # The best of several: the machine may be busy with other tests.
+    assert min(seconds) < 0.5
 
 
 def test_a_missing_tool_is_an_error_that_names_the_command(programs: Path) -> None:

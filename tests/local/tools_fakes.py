@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # What it does is steered by files in the folder FAKE_GO: `pause` (seconds per package), `fail` (text on standard error
-# instead of a program); it writes each call to `calls`, one JSON list a line.
+# instead of a program), `hold` (it goes on when that is removed); it writes each call to `calls`, one JSON list a line.
 _GO = """#!{python} -IS
 import json, os, sys, time
 folder = os.environ["FAKE_GO"]
@@ -33,6 +33,8 @@ elif arguments[0] == "build":
     for package in ("errors", "internal/cpu", "example.org/a", "example.org/a/v2", "main"):
         print(package, file=sys.stderr, flush=True)
         time.sleep(float(told("pause", "0")))
+        while os.path.exists(folder + "/hold"):
+            time.sleep(0.02)
     failure = told("fail", "")
     if failure:
         sys.exit(failure)
