@@ -120,7 +120,7 @@ class Helm:
         seconds: float = 600.0,
         offline: bool = False,
     ) -> str:
-        """Run `helm` and return its output. Raises ProviderError with Helm's message, Cancelled. `tick` is called every second."""
+        """Run `helm` and return its output; `tick` is called every second. Raises ProviderError (Helm's words) and Cancelled."""
         environment = {**os.environ, "HELM_REGISTRY_CONFIG": str(folder / "registry.json")}
         for name in ("HELM_REPOSITORY_CONFIG", "HELM_REPOSITORY_CACHE"):
             if (folder / "repositories.yaml").exists():

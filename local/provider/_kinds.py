@@ -104,7 +104,7 @@ class Kind:
 
 
 def of(token: str, inputs: dict[str, Any]) -> Kind:
-    """The kind of a resource, from its inputs where they say it, else from its type token `kubernetes:<group>/<version>:<Kind>`."""
+    """The kind of a resource: from its inputs where they say it, else from its token `kubernetes:<group>/<version>:<Kind>`."""
     pieces = token.split(":")
     if len(pieces) != 3 or "/" not in pieces[1]:
         raise ProviderError(f"{token} is not a Kubernetes resource type")

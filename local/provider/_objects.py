@@ -3,83 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ._await import seconds_for, skip_await, until_gone, until_ready
 from ._client import APPLY
 from ._diff import Change, compare
-from ._errors import ApiError, Cancelled, NoSuchKind, NotReady, ProviderError, Redactor, Unreachable
+from ._errors import ApiError, Cancelled, NoSuchKind, NotReady, ProviderError, Unreachable
 from ._kinds import Kind, of
 from ._live import AUTONAMED, URN_MARK, imported_inputs, outputs, refreshed_inputs
 from ._session import Session
-from ._values import UNKNOWN, Path, Secret, has_unknown, mark_secrets, plain, secret_paths, secret_strings
+from ._values import UNKNOWN, Path, Secret, has_unknown, mark_secrets, plain, secret_paths
+from ._work import (
+    Difference,
+    Made,
+    Work,
+    conflict_error,
+    covers,
+    expected,
+    hide_volatile,
+    identity_of,
+    is_ignored,
+    mark_of,
+    random_suffix,
+    shape_failures,
+    split_id,
+    without,
+)
 
 MANAGER = "pulumi-kubernetes"
 _APPEAR_SECONDS = 15.0
 """How long a create waits for its namespace or its kind to appear: they may be made by the same update."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a create, an update or a read leaves: id, output properties, inputs (reads), and why it is not ready yet."""
-
-    id: str
-    properties: dict[str, Any]
-    inputs: dict[str, Any] | None = None
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The answer to Diff."""
-
-    changes: list[Change]
-    delete_first: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """One operation on one resource."""
-
-    urn: str
-    kind: Kind
-    inputs: dict[str, Any]
-    preview: bool = False
-    seconds: float = 0.0
-    ignore: tuple[str, ...] = ()
-    redact: Redactor = field(default_factory=Redactor)
-
-
-def mark_of(urn: str) -> str:
-    """The value of the annotation by which an object is known to be this resource's (a URN is too long and says too much)."""
-    return hashlib.sha256(urn.encode()).hexdigest()[:32]
-
-
-def random_suffix(seed: bytes) -> str:
-    """Eight hex digits: from the engine's seed where it gives one, so that a repeated check gives the same name."""
-    return random.Random(seed).randbytes(4).hex() if seed else random.SystemRandom().randbytes(4).hex()
-
-
-def redactor(kind: Kind | None, *values: dict[str, Any]) -> Redactor:
-    """Takes the secrets of these properties out of messages; of a Secret object, every value."""
-    found: list[str] = []
-    for value in values:
-        found += secret_strings(value)
-        if kind and (kind.group, kind.kind) == ("", "Secret"):
-            for member in ("data", "stringData"):
-                found += secret_strings(Secret(value.get(member)))
-    return Redactor(found)
-
-
-def split_id(identity: str) -> tuple[str | None, str]:
-    """An id `namespace/name` or `name` as (namespace, name)."""
-    namespace, _, name = identity.rpartition("/")
-    return namespace or None, name
 
 
 class Objects:
@@ -113,7 +68,7 @@ class Objects:
         if not isinstance(metadata, dict):
             return inputs, [("metadata", f"must be an object, got {type(metadata).__name__}")]
         metadata = {key: value for key, value in metadata.items() if value is not None}
-        failures = _shape(kind, metadata)
+        failures = shape_failures(kind, metadata)
         if "name" not in metadata and not kind.patch and "generateName" not in metadata:
             annotations = metadata.get("annotations") or {}
             if isinstance(annotations, dict):
@@ -164,7 +119,7 @@ class Objects:
                 return found  # the preview of the update will say it
             fields = {str(cause.get("field", "")) for cause in error.causes}
             hit = [
-                Change(path=change.path, op=change.op, replace=any(_covers(one, change.path) for one in fields))
+                Change(path=change.path, op=change.op, replace=any(covers(one, change.path) for one in fields))
                 for change in found
             ]
             if any(change.replace for change in hit):
@@ -205,7 +160,7 @@ class Objects:
                 self._pause(0.3)
         if adopted:
             self._session.log(
-                f"{work.kind.kind} {name} was there with this resource's own mark (an earlier run was cut off): carried on with it",
+                f"{work.kind.kind} {name} was there with this resource's own mark (a run was cut off): carried on with it",
                 urn=work.urn,
                 level="warning",
             )
@@ -240,7 +195,7 @@ class Objects:
         inputs = refreshed_inputs(old, live) if old else imported_inputs(live)
         paths = self._secret_paths(work.kind, work.inputs)
         return Made(
-            id=_identity(live),
+            id=identity_of(live),
             properties=self._outputs(work, live),
             inputs=mark_secrets(inputs, paths),
         )
@@ -344,7 +299,8 @@ class Objects:
         token, logical = work.urn.rsplit("::", 2)[-2:] if "::" in work.urn else ("", name)
         raise ProviderError(
             f"{work.kind.kind} {identity} exists already and is not this stack's. Fix: give it another name, or take it over "
-            f'with `pulumi import {token.rpartition("$")[2]} {logical} {identity}`, or set the annotation pulumi.com/patchForce: "true"'
+            f"with `pulumi import {token.rpartition('$')[2]} {logical} {identity}`, "
+            'or set the annotation pulumi.com/patchForce: "true"'
         )
 
     def _annotation(self, work: Work, name: str) -> bool:
@@ -396,16 +352,16 @@ class Objects:
                 fields = [name for _, name in error.conflicts()]
                 if not fields:
                     raise
-                if not all(_ignored(name, work.ignore) for name in fields):
-                    raise _conflict(error, action) from None
+                if not all(is_ignored(name, work.ignore) for name in fields):
+                    raise conflict_error(error, action) from None
                 # Fields under ignoreChanges belong to whoever holds them (an autoscaler's replicas).
                 for name in fields:
-                    body = _without(body, name)
+                    body = without(body, name)
         raise ProviderError(f"{action}: conflicts remain")
 
     def _preview(self, work: Work, identity: str | None) -> Made:
         """The outputs to expect: the server's dry run where it can be asked, else the inputs."""
-        fallback = _expected(work)
+        fallback = expected(work)
         guess = Made(id=identity or "", properties=fallback)
         if has_unknown(work.inputs):
             return guess
@@ -433,7 +389,7 @@ class Objects:
             raise
         made = self._outputs(work, live)
         if identity is None:
-            made = _hide_volatile(work.kind, made)
+            made = hide_volatile(work.kind, made)
         return Made(id=identity or "", properties=made)
 
     def _preview_absent(self, work: Work, path: str, namespace: str | None, name: str) -> None:
@@ -456,7 +412,7 @@ class Objects:
             reasons = (work.redact(f"{work.kind.kind} {live['metadata']['name']}: {error}"),)
             with contextlib.suppress(ProviderError):
                 live = self._session.client.request("GET", path, retry_seconds=0)
-        return Made(id=_identity(live), properties=self._outputs(work, live), reasons=reasons)
+        return Made(id=identity_of(live), properties=self._outputs(work, live), reasons=reasons)
 
     def _release(self, work: Work, path: str) -> None:
         body = {
@@ -478,76 +434,3 @@ class Objects:
         if "stringData" in work.inputs and (work.kind.group, work.kind.kind) == ("", "Secret"):
             properties["stringData"] = plain(work.inputs["stringData"])
         return dict(mark_secrets(properties, self._secret_paths(work.kind, work.inputs)))
-
-
-def _identity(live: dict[str, Any]) -> str:
-    metadata = live["metadata"]
-    return f"{metadata['namespace']}/{metadata['name']}" if metadata.get("namespace") else str(metadata["name"])
-
-
-def _shape(kind: Kind, metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    failures = []
-    for key in ("name", "namespace"):
-        if key in metadata and not isinstance(metadata[key], (str, Secret)) and metadata[key] is not UNKNOWN:
-            failures.append((f"metadata.{key}", f"must be a string, got {metadata[key]!r}"))
-    for key in ("labels", "annotations"):
-        values = metadata.get(key)
-        values = values.value if isinstance(values, Secret) else values
-        if isinstance(values, dict):
-            for name, value in values.items():
-                if not isinstance(value, (str, Secret)) and value is not UNKNOWN and value is not None:
-                    failures.append((f"metadata.{key}", f"{name} must be a string (in quotes), got {value!r}"))
-    if kind.patch and "name" not in metadata:
-        failures.append(("metadata.name", f"a {kind.kind}Patch has to name the object that it changes"))
-    return failures
-
-
-def _covers(field: str, path: Path) -> bool:
-    dotted = ".".join(str(step) for step in path)
-    return bool(field) and (dotted == field or dotted.startswith(field + ".") or field.startswith(dotted + "."))
-
-
-def _conflict(error: ApiError, action: str) -> ProviderError:
-    held = "; ".join(f"{name} is held by {manager!r}" for manager, name in error.conflicts())
-    return ProviderError(
-        f"{action}: conflict with another field manager: {held}. Fix: leave the field to it with ignore_changes, or take it over "
-        'with the annotation pulumi.com/patchForce: "true"'
-    )
-
-
-def _ignored(name: str, ignore: tuple[str, ...]) -> bool:
-    dotted = name.lstrip(".")
-    return any(dotted == path or dotted.startswith((path + ".", path + "[")) for path in ignore)
-
-
-def _without(body: dict[str, Any], name: str) -> dict[str, Any]:
-    head, _, rest = name.lstrip(".").partition(".")
-    if not rest:
-        return {key: value for key, value in body.items() if key != head}
-    inner = body.get(head)
-    return {**body, head: _without(inner, rest)} if isinstance(inner, dict) else body
-
-
-def _expected(work: Work) -> dict[str, Any]:
-    """What is known of the outputs before anything is made."""
-    result = {**work.inputs, "status": UNKNOWN}
-    spec = result.get("spec")
-    if (work.kind.group, work.kind.kind) == ("", "Service") and isinstance(spec, dict) and "clusterIP" not in spec:
-        result["spec"] = {**spec, "clusterIP": UNKNOWN, "clusterIPs": UNKNOWN}
-    return result
-
-
-def _hide_volatile(kind: Kind, made: dict[str, Any]) -> dict[str, Any]:
-    """Outputs of a dry run without what the real run will decide anew."""
-    metadata = {
-        key: value
-        for key, value in made["metadata"].items()
-        if key not in ("uid", "resourceVersion", "creationTimestamp", "generation")
-    }
-    result = {**made, "metadata": metadata, "status": UNKNOWN}
-    if (kind.group, kind.kind) == ("", "Service") and isinstance(made.get("spec"), dict):
-        spec = dict(made["spec"])
-        if spec.get("clusterIP") not in (None, "None"):
-            spec |= {"clusterIP": UNKNOWN, "clusterIPs": UNKNOWN}
-        result["spec"] = spec
-    return result

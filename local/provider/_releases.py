@@ -13,10 +13,10 @@ from ._errors import ApiError, Cancelled, NoSuchKind, ProviderError, Unreachable
 from ._helm import Helm, Revision, checksum, revisions
 from ._kinds import Kind, of
 from ._live import URN_MARK
-from ._objects import Difference, Made, Work, mark_of, random_suffix, split_id
 from ._ready import judge_for, trouble
 from ._session import Session
 from ._values import UNKNOWN, Asset, has_unknown, mark_secrets, plain, secret_paths
+from ._work import Difference, Made, Work, mark_of, random_suffix, split_id
 
 DEFAULT_SECONDS = 300
 """The official plugin's default time-out of a Release."""
@@ -171,11 +171,11 @@ class Releases:
         if last.mark != mark_of(work.urn):
             logical = work.urn.rpartition("::")[2]
             raise ProviderError(
-                f"release {identity} exists already ({last.status}) and is not this stack's. Fix: give it another name, or take it "
-                f"over with `pulumi import kubernetes:helm.sh/v3:Release {logical} {identity}`"
+                f"release {identity} exists already ({last.status}) and is not this stack's. Fix: give it another name, or take "
+                f"it over with `pulumi import kubernetes:helm.sh/v3:Release {logical} {identity}`"
             )
         self._session.log(
-            f"release {identity} was there with this resource's own mark (an earlier run was cut off): carried on with it",
+            f"release {identity} was there with this resource's own mark (a run was cut off): carried on with it",
             urn=work.urn,
             level="warning",
         )

@@ -13,9 +13,10 @@ from typing import Any
 from ._errors import Cancelled, ProviderError, Redactor
 from ._grpc import empty_pb2, engine_pb2, engine_pb2_grpc, grpc, plugin_pb2, provider_pb2, provider_pb2_grpc, status_pb2
 from ._kinds import of
-from ._objects import Difference, Made, Objects, Work, redactor
+from ._objects import Objects
 from ._session import Session, Settings
 from ._values import decode, encode_into, has_unknown, plain, show_path
+from ._work import Difference, Made, Work, redactor
 
 VERSION = "4.34.2"
 """The release of the official plugin whose SDK this one answers to."""
