@@ -16,7 +16,6 @@ from ._prices import PriceBook, price_book
 from ._queueing import predict
 from ._timing import Timing, build
 
-
 _DEAREST = 20.0
 
 
