@@ -229,8 +229,8 @@ and time, not memory, says how many are of use.
 {thousand()}
 
 125, 250 and 500 nodes cost ${hourly(125):,.2f}, ${hourly(250):,.2f} and ${hourly(500):,.2f} per hour on
-g2-standard-8 (spot ${hourly(125, spot=True):,.2f}, ${hourly(250, spot=True):,.2f}, ${hourly(500, spot=True):,.2f}). "20 L4 ≈ $15/h"
-fits g2-standard-4 (${hourly(20, "g2-standard-4"):.2f}); on g2-standard-8 it is ${hourly(20):.2f}.
+g2-standard-8 (spot ${hourly(125, spot=True):,.2f}, ${hourly(250, spot=True):,.2f}, ${hourly(500, spot=True):,.2f}).
+"20 L4 ≈ $15/h" fits g2-standard-4 (${hourly(20, "g2-standard-4"):.2f}); on g2-standard-8 it is ${hourly(20):.2f}.
 
 ## vLLM at 50 streams per L4
 
@@ -249,7 +249,8 @@ replies only where they are a few dozen tokens.
 {mig()}
 
 fp16 needs 16 GB and does not fit 9.5 GB; four bits do (fp8's 9.1 GB of weights leave no room for the
-engine). A slice has an eighth of the bandwidth and an eighth of the compute, so seven of them together stay below the card they were cut from. "7×" holds only
+engine). A slice has an eighth of the bandwidth and an eighth of the
+compute, so seven of them together stay below the card they were cut from. "7×" holds only
 against a card that serves one request at a time, "−85 % per inference" likewise: with continuous batching the whole
 card is at least as cheap per request. What slices buy is isolation.
 
