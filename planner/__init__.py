@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._aiconfigurator import aiconfigurator_timing
     from ._answers import Point, as_release, headroom, longest_reply, nearest, over_slots, over_users
     from ._billing import URL as BILLING_URL
     from ._billing import refresh as refresh_prices
@@ -50,6 +51,7 @@ _HOMES = {
     "Report": ("_report", "Report"),
     "Search": ("_explore", "Search"),
     "Timing": ("_timing", "Timing"),
+    "aiconfigurator_timing": ("_aiconfigurator", "aiconfigurator_timing"),
     "as_release": ("_answers", "as_release"),
     "calibrate": ("_fit", "calibrate"),
     "catalog": ("_catalog", "catalog"),
@@ -102,6 +104,7 @@ __all__ = [
     "Report",
     "Search",
     "Timing",
+    "aiconfigurator_timing",
     "as_release",
     "calibrate",
     "catalog",

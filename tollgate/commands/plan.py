@@ -36,6 +36,9 @@ def plan(
     from_evidence: Annotated[
         Path | None, typer.Option(exists=True, help="Benchmark result (JSON) or folder of them to calibrate on.")
     ] = None,
+    aiconfigurator: Annotated[
+        bool, typer.Option("--aiconfigurator", help="Latency from AIConfigurator's kernels (must be on PATH).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="For a pull request or a document.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with the curves.")] = None,
@@ -55,11 +58,16 @@ def plan(
         loaded = stacks.load_stack(stack)
         if from_evidence is not None:
             fitted = planner.calibrate(planner.read_results(from_evidence), release=loaded.release)
-        report = planner.report_stack(loaded, times=fitted.timing if fitted else None)
+        times = fitted.timing if fitted else None
+        if aiconfigurator:
+            if fitted is not None:
+                raise _only_one("--aiconfigurator", "--from-evidence")
+            times = planner.aiconfigurator_timing(loaded.release)
+        report = planner.report_stack(loaded, times=times)
     else:
-        if from_evidence is not None:
+        if from_evidence is not None or aiconfigurator:
             raise stacks.InputError(
-                where="--from-evidence",
+                where="--from-evidence" if from_evidence else "--aiconfigurator",
                 got="--model",
                 allowed="a stack, whose release was measured",
                 fix="name a stack",
@@ -96,6 +104,12 @@ def plan(
         _show(report, fitted.lines() if fitted else ())
     if not report.plan.feasible:
         raise typer.Exit(1)
+
+
+def _only_one(first: str, second: str) -> stacks.InputError:
+    return stacks.InputError(
+        where=first, got=f"{second} as well", allowed="one source of latency", fix="leave one of the two out"
+    )
 
 
 def _traffic(
