@@ -95,8 +95,12 @@ def over_users(
     times: Timing | None = None,
     points: int = 13,
 ) -> tuple[Point, ...]:
-    """The fewest nodes, without the fleet's bounds, from an eighth to eight times the traffic; `x`: users or req/s."""
+    """The fewest nodes, without the fleet's bounds, from an eighth to eight times the traffic; `x`: users or req/s.
+
+    A promised rate is left out: it belongs to the traffic, and a tenth of the users cannot ask as often.
+    """
     times = times or timing(release)
+    objectives = _without_rate(objectives)
     price = plan.cost_per_hour_expected_usd / plan.nodes_expected
     found = []
     for step in range(points):
@@ -197,6 +201,13 @@ def memory_line(plan: Plan, release: Release) -> str:
         f"+ {memory.overhead_bytes / 1e9:.1f} GB engine = {memory.used_bytes(plan.slots) / 1e9:.1f} of "
         f"{memory.usable_bytes / 1e9:.1f} GB; {plan.max_slots} slots would fit"
     )
+
+
+def _without_rate(objectives: Objectives | None) -> Objectives | None:
+    if objectives is None:
+        return None
+    left = {name: limit for name, limit in objectives.items() if name != "requests_per_second"}
+    return Objectives.model_validate(left) if left else None
 
 
 def _scaled(traffic: Traffic, factor: float) -> Traffic:
