@@ -129,7 +129,7 @@ def candidates(want: OnPath) -> Iterator[tuple[Path, str]]:
     """The programs on PATH that fit, in PATH's order, with their versions."""
     for folder in _search(want):
         path = folder / want.program
-        if not (path.is_file() and os.access(path, os.X_OK)):
+        if not (os.access(path, os.X_OK) and path.is_file()):
             continue
         version = _asked(path, want.ask, want.contains)
         if version and fits(version, want):
@@ -209,6 +209,12 @@ def _write_answers(kept: dict[str, list[int] | None]) -> None:
 _BY_ITS_OWN_PLACE = frozenset({"pulumi-language-python"})
 
 
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether both are the same file, or one a faithful copy of the other."""
+    a, b = one.stat(), other.stat()
+    return one.samefile(other) or (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+
+
 def sync_links() -> Path:
     """Make the folder of links agree with what is there now, and return it."""
     folder = _places.cache() / "bin"
@@ -220,7 +226,7 @@ def sync_links() -> Path:
     for name, target in wanted.items():
         link = folder / name
         if name in _BY_ITS_OWN_PLACE:
-            if link.is_file() and not link.is_symlink() and link.samefile(target):
+            if link.is_file() and not link.is_symlink() and _same_file(link, target):
                 continue
         elif link.is_symlink() and link.readlink() == target:
             continue
@@ -228,7 +234,11 @@ def sync_links() -> Path:
         aside = folder / f".{name}-{os.getpid()}"
         aside.unlink(missing_ok=True)
         if name in _BY_ITS_OWN_PLACE and target.is_relative_to(_places.cache()):
-            aside.hardlink_to(target)
+            try:
+                aside.hardlink_to(target)
+            except OSError:
+                # Another user's file, or another disk.
+                shutil.copy2(target, aside)
         else:
             aside.symlink_to(target)
         aside.replace(link)

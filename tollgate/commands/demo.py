@@ -46,7 +46,7 @@ class _Story:
         yield
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style, highlight=False, markup=False)
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self.began:.0f} s"
@@ -95,15 +95,15 @@ def _tell(story: _Story) -> None:
         story.say(gate.table(admission.verdict))
         # The good release has been measured; its stack makes room while production is deployed.
         leaving = _start(story, env, "destroy", "-s", "local-dev", "--yes", "--skip-preview", log="destroy")
-        _up(story, env, "local-prod")
+        production = _start(story, env, "up", "-s", "local-prod", "--yes", "--skip-preview", log="up-local-prod")
         _finish(story, leaving, "destroy")
-        story.rows.append(
-            ("8 slots on local-prod", "deployed", "", "", "on evidence " + (admission.evidence or "")[7:19])
-        )
     with story.step("The same with 1 slot, Ollama's default: measured, and refused"):
         path = stacks.stack_path("local-dev", root)
         path.write_text(path.read_text().replace(f"release: {GOOD}", f"release: {SLOW}"))
         _up(story, env, "local-dev")
+        _finish(story, production, "up-local-prod")
+        proof = "on evidence " + (admission.evidence or "")[7:19]
+        story.rows.append(("8 slots on local-prod", "deployed", "", "", proof))
         _verdict(story, "1 slot on local-dev")
         try:
             _promote(root)
@@ -224,8 +224,9 @@ def _pulumi(story: _Story, env: Mapping[str, str], *arguments: str, fails: bool 
 
 def _refusal(output: str) -> str:
     """The gate's words out of what Pulumi printed."""
-    match = re.search(r"error: (.*?)\n\s*\n", output, re.DOTALL)
-    return match.group(1) if match else output
+    diagnostics = output.partition("Diagnostics:")[2]
+    match = re.search(r"error: (.*?)(?=\n\s*\n|\n\s*error: |\Z)", diagnostics, re.DOTALL)
+    return re.sub(r"\n {4}", "\n", match.group(1)) if match else output
 
 
 def _copy(project: Path) -> Path:
