@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ._errors import ProviderError
+from ._errors import ProviderError, Unreachable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ def read(setting: str | None) -> tuple[str, str]:
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except OSError as error:
-        raise ProviderError(
+        # A preview goes on without: the cluster may be made later.
+        raise Unreachable(
             f"no kubeconfig: {path}: {error.strerror}; set KUBECONFIG or `kubernetes:kubeconfig`, or start a cluster first"
         ) from None
 

@@ -77,7 +77,7 @@ class Objects:
         patience = self._session.patience(preview=True)
         if "namespace" not in metadata and self._session.discovery.namespaced(kind, retry_seconds=patience):
             metadata["namespace"] = self._session.default_namespace
-        inputs["metadata"] = metadata
+        inputs["metadata"] = Secret(metadata) if isinstance(raw, Secret) else metadata
         return inputs, failures
 
     def _auto_name(self, name: str, old: dict[str, Any], seed: bytes, proposed: str | None) -> str:
@@ -92,6 +92,7 @@ class Objects:
 
     def diff(self, work: Work, identity: str, old: dict[str, Any]) -> Difference:
         """What changes from the old inputs to the new ones."""
+        self._session.compared.add(work.urn)
         namespace, name = split_id(identity)
         found = compare(work.kind, old, work.inputs, default_namespace=namespace)
         if found and not any(change.replace for change in found) and not work.kind.patch:
@@ -287,6 +288,8 @@ class Objects:
                 return False
             raise
         if live["metadata"].get("deletionTimestamp"):
+            if work.preview:
+                return False
             self._say(work)("waiting for the previous one to be gone")
             seconds = seconds_for(plain(work.inputs), work.seconds)
             until_gone(self._session.client, path.rpartition("/")[0], live, seconds=seconds, say=self._say(work))
@@ -393,11 +396,9 @@ class Objects:
         return Made(id=identity or "", properties=made)
 
     def _preview_absent(self, work: Work, path: str, namespace: str | None, name: str) -> None:
-        # An object that goes away in this very update (a replacement) is indistinguishable here from one of this stack.
-        with contextlib.suppress(ApiError):
-            live = self._session.client.request("GET", path, retry_seconds=0)
-            if self._mark(live) is None and not live["metadata"].get("deletionTimestamp"):
-                self._check_absent(work, path, namespace, name)
+        # A resource that was compared before is in the state: this preview is of its replacement, and it goes first.
+        if work.urn not in self._session.compared:
+            self._check_absent(work, path, namespace, name)
 
     def _finish(self, work: Work, path: str, live: dict[str, Any]) -> Made:
         collection = path.rpartition("/")[0]

@@ -84,6 +84,7 @@ class Releases:
 
     def diff(self, work: Work, identity: str, old: dict[str, Any]) -> Difference:
         """Inputs against inputs; another name or namespace is another release."""
+        self._session.compared.add(work.urn)
         before, after = (
             {key: value for key, value in plain(inputs).items() if key not in _NOT_INPUTS}
             for inputs in (old, work.inputs)
@@ -317,9 +318,7 @@ class Releases:
             self._session.client.request("GET", "/version", retry_seconds=self._session.patience(preview=True))
             stored = self._stored(inputs["namespace"], inputs["name"])
             pending = bool(stored) and stored[-1].pending
-        except (Unreachable, ProviderError) as error:
-            if isinstance(error, Cancelled):
-                raise
+        except Unreachable as error:
             self._session.away(work.urn, error)
             pending = True
         if not pending:

@@ -76,6 +76,8 @@ class Session:
     def __init__(self, settings: Settings, log: Log) -> None:
         self.settings, self.log = settings, log
         self.cancelled = threading.Event()
+        self.compared: set[str] = set()
+        """URNs that this process was asked to compare: resources that are in the state."""
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._discovery: Discovery | None = None
@@ -117,7 +119,7 @@ class Session:
             return RETRY_SECONDS
         return 0.0 if self._away else PREVIEW_RETRY_SECONDS
 
-    def away(self, urn: str, error: Unreachable | ProviderError) -> None:
+    def away(self, urn: str, error: Unreachable) -> None:
         """Note, once, that previews go on without the server."""
         if not self._away:
             self._away = True

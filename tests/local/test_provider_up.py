@@ -113,7 +113,9 @@ def test_a_program_goes_up_stays_unchanged_shows_drift_is_replaced_where_it_must
     shown = project.must("refresh", "--yes", "--skip-preview", "--diff")
     assert '"1" => "drifted"' in shown
     assert "theirs" not in shown
-    assert "drifted" in project.must("preview", "--diff")
+    code, shown = project.run("preview")
+    assert code != 0  # what another manager holds is not taken from it silently
+    assert ".data.a is held by 'kubectl-patch'" in shown
 
     kubectl("-n", fresh_namespace, "delete", "configmap", found["conf"])
     assert "1 deleted" in project.must("refresh", "--yes", "--skip-preview")
@@ -189,6 +191,40 @@ pulumi.export("uid", dep.metadata.uid)
     project.set(where=node)
     project.up()
     assert project.outputs()["uid"] == uid
+
+
+def test_a_job_that_fails_says_why_with_the_end_of_its_log_and_nodes_are_waited_for(
+    make: Callable[..., Project], kubectl: Callable[..., str], fresh_namespace: str
+) -> None:
+    project = make("""
+name = f"process-{NS}"
+node = k8s.core.v1.Node("node", metadata={"name": name, "labels": {
+    "kubernetes.io/hostname": name, "tollgate.dev/runner": "process"}})
+spec = pods("job", {}, name, "busybox:1.37")["spec"]
+spec["containers"][0]["command"] = ["sh", "-c", "echo the disk is full; exit 3"]
+k8s.batch.v1.Job("job", metadata={"namespace": NS, "name": "job"}, spec={
+    "backoffLimit": 0, "template": {"spec": {**spec, "restartPolicy": "Never"}}}, opts=o(depends_on=[node]))
+""")
+    code, text = project.run("up", "--yes", "--skip-preview")
+    assert code != 0
+    assert "the Job failed: BackoffLimitExceeded" in text
+    assert "the disk is full" in text
+    conditions = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    assert kubectl("get", "node", f"process-{fresh_namespace}", "-o", conditions) == "True"
+    project.must("destroy", "--yes", "--skip-preview")
+
+
+def test_a_preview_without_a_cluster_shows_what_would_be_made_and_an_up_says_what_is_missing(
+    make: Callable[..., Project], tmp_path: Path
+) -> None:
+    project = make("""k8s.core.v1.Namespace("a", metadata={"name": "never-made"})""")
+    project.environment["KUBECONFIG"] = str(tmp_path / "none.yaml")
+    text = project.must("preview")
+    assert "preview without the API server's own checks: no kubeconfig" in text
+    assert "2 to create" in text
+    code, text = project.run("up", "--yes", "--skip-preview")
+    assert code != 0
+    assert "set KUBECONFIG" in text
 
 
 def test_a_killed_up_is_taken_up_again_without_complaint_about_what_it_had_made(
