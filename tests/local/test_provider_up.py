@@ -227,6 +227,35 @@ def test_a_preview_without_a_cluster_shows_what_would_be_made_and_an_up_says_wha
     assert "set KUBECONFIG" in text
 
 
+def test_what_others_own_is_left_to_them_and_patches_are_given_back(
+    make: Callable[..., Project], kubectl: Callable[..., str], fresh_namespace: str
+) -> None:
+    kubectl("-n", fresh_namespace, "create", "configmap", "shared", "--from-literal=theirs=1")
+    project = make(
+        """
+template = pods("web", {"app": "web"})
+template["metadata"]["annotations"] = {"round": SET["round"]}
+k8s.apps.v1.Deployment("web", metadata={"namespace": NS, "name": "web"}, spec={"replicas": 1, "selector": {
+    "matchLabels": {"app": "web"}}, "template": template}, opts=o(ignore_changes=["spec.replicas"]))
+k8s.core.v1.ConfigMapPatch("shared", metadata={"namespace": NS, "name": "shared"}, data={"ours": SET["round"]})
+""",
+        round="1",
+    )
+    project.up()
+    kubectl("-n", fresh_namespace, "scale", "deployment", "web", "--replicas=2")  # as an autoscaler does
+    project.set(round="2")
+    project.up()
+    replicas = kubectl("-n", fresh_namespace, "get", "deployment", "web", "-o", "jsonpath={.spec.replicas}")
+    assert replicas == "2"
+    data = "jsonpath={.data}"
+    assert json.loads(kubectl("-n", fresh_namespace, "get", "configmap", "shared", "-o", data)) == {
+        "theirs": "1",
+        "ours": "2",
+    }
+    project.must("destroy", "--yes", "--skip-preview")
+    assert json.loads(kubectl("-n", fresh_namespace, "get", "configmap", "shared", "-o", data)) == {"theirs": "1"}
+
+
 def test_a_killed_up_is_taken_up_again_without_complaint_about_what_it_had_made(
     make: Callable[..., Project], kubectl: Callable[..., str], node: str, fresh_namespace: str
 ) -> None:
