@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         assert not found.state_dir.exists()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kubectl(cluster: object) -> object:
     """kubectl as a function: arguments in, standard output out; an error fails the test."""
 

@@ -403,6 +403,20 @@ def test_a_failed_atomic_release_leaves_nothing_and_says_what_it_waited_for(
     assert PASSWORD not in text
 
 
+def test_an_up_that_is_killed_while_helm_is_at_work_is_taken_up_again(
+    charted: Project, kubectl: Callable[..., str], node: str, fresh_namespace: str
+) -> None:
+    charted.set(node="no-such-node", timeout=60)
+    running = charted.start("up", "--yes", "--skip-preview")
+    charted.wait_for_text("Deployment web: 0/1 pods available")
+    charted.kill(running)
+    charted.reset()
+    charted.set(node=node)
+    assert "carried on with it" in charted.up()
+    assert charted.outputs()["status"]["status"] == "deployed"
+    charted.up("--expect-no-changes")
+
+
 def test_a_stop_request_ends_a_wait_at_once(make: Callable[..., Project]) -> None:
     project = make("""
 k8s.core.v1.Pod("never", metadata={"namespace": NS, "name": "never"}, spec=pods("never", {}, "no-such-node")["spec"])

@@ -1,0 +1,190 @@
+"""The whole loop by plain pulumi on the embedded cluster: measured, promoted, deployed, refused, cleaned away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gate
+import stacks
+import values
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+HERE = Path(__file__).resolve().parents[1]
+Pulumi = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's own files in a folder of the test's; its code comes from this checkout."""
+    root = tmp_path_factory.mktemp("loop")
+    for name in ("Pulumi.yaml", "__main__.py"):
+        shutil.copy(HERE / name, root)
+    shutil.copytree(HERE / "stacks", root / "stacks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for path in (root / "stacks").glob("Pulumi.local-*.yaml"):
+        # Smaller than the demo's: what is tested is the loop, not the numbers.
+        text = path.read_text().replace("users: 50", "users: 10").replace("{min: 10, max: 10}", "{min: 2, max: 2}")
+        text = text.replace("requests_per_second: 14", "requests_per_second: 2").replace("seconds: 12", "seconds: 5")
+        path.write_text(text.replace("error_rate: 0.01", "error_rate: 0.1"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def environment(cluster: Any, checkout: Path) -> dict[str, str]:
+    env: dict[str, str] = cluster.environment(checkout)
+    return {**env, "PYTHONPATH": str(HERE)}
+
+
+@pytest.fixture(scope="module")
+def pulumi(environment: dict[str, str], checkout: Path) -> Pulumi:
+    def run(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        command = ["pulumi", *arguments, "--non-interactive", "--color", "never"]
+        done = subprocess.run(
+            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode != 0) is fails, f"{arguments}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    for stack in ("local-dev", "local-prod"):
+        run("stack", "init", stack)
+    return run
+
+
+def outputs(pulumi: Pulumi, stack: str) -> dict[str, Any]:
+    found = json.loads(pulumi("stack", "output", "-s", stack, "--json").stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_stack_init_leaves_the_committed_stack_files_as_they_are(pulumi: Pulumi, checkout: Path) -> None:
+    salts = [line for line in (HERE / "stacks" / "Pulumi.local-dev.yaml").read_text().splitlines() if "salt" in line]
+    assert salts
+    assert salts[0] in (checkout / "stacks" / "Pulumi.local-dev.yaml").read_text()
+
+
+def test_production_is_closed_in_the_preview_before_anything_was_promoted(pulumi: Pulumi) -> None:
+    text = pulumi("preview", "-s", "local-prod", fails=True).stdout
+    assert "local-prod is gated and nothing was promoted into it" in text
+    assert "tollgate promote local-dev local-prod" in text
+    assert "kubernetes:core/v1:Namespace" not in text
+
+
+def test_up_deploys_measures_and_leaves_signed_evidence(pulumi: Pulumi, checkout: Path, kubectl: Any) -> None:
+    pulumi("up", "-s", "local-dev", "--yes", "--skip-preview")
+    found = outputs(pulumi, "local-dev")
+    assert found["verdict"] == "pass"
+    env = json.loads(kubectl("get", "deploy", "-n", "local-dev", "engine", "-o", "json"))["spec"]["template"]["spec"]
+    slots = {entry["name"]: entry["value"] for entry in env["containers"][0]["env"]}["OLLAMA_NUM_PARALLEL"]
+    assert slots == str(found["slots"]) == "8"
+    stack = stacks.load_stack("local-dev", checkout)
+    entry = gate.newest(stack, checkout, values.release_digest(stack.release))
+    assert entry is not None
+    assert entry.digest == found["evidence"]
+    runs = gate.result_of(entry).runs
+    assert len(runs) == 3
+    # Five users on each of two replicas: 2.7 s by the calibrated case; a Service spreads them unevenly.
+    assert all(2.0 < run.metrics["e2e_mean_seconds"] < 4.5 for run in runs)
+
+
+def test_a_second_up_changes_nothing_and_measures_nothing_again(pulumi: Pulumi, checkout: Path) -> None:
+    before = sorted((checkout / ".tollgate" / "evidence").glob("*.json"))
+    began = time.monotonic()
+    text = pulumi("up", "-s", "local-dev", "--yes", "--skip-preview").stdout
+    assert "unchanged" in text
+    for word in ("created", "updated", "replaced", "deleted"):
+        assert f"{word}\n" not in text.partition("Resources:")[2], text
+    assert sorted((checkout / ".tollgate" / "evidence").glob("*.json")) == before
+    assert time.monotonic() - began < 60
+
+
+def test_refresh_finds_no_drift(pulumi: Pulumi) -> None:
+    text = pulumi("refresh", "-s", "local-dev", "--yes", "--skip-preview").stdout
+    assert "updated\n" not in text.partition("Resources:")[2], text
+
+
+def test_promotion_opens_production(pulumi: Pulumi, checkout: Path, kubectl: Any) -> None:
+    digest = values.release_digest(stacks.load_stack("local-dev", checkout).release)
+    _, changed = gate.promote("local-dev", "local-prod", checkout, release_digest=digest, now=gate_now())
+    assert changed
+    pulumi("up", "-s", "local-prod", "--yes", "--skip-preview")
+    ready = kubectl("get", "deploy", "-n", "local-prod", "engine", "-o", "jsonpath={.status.readyReplicas}")
+    assert ready == "2"
+
+
+def test_an_edited_release_closes_production_again(pulumi: Pulumi, checkout: Path) -> None:
+    path = checkout / "stacks" / "releases" / "gemma-3-4b-ollama-8.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("slots: 8", "slots: 9"))
+    try:
+        assert "edited after the promotion" in pulumi("preview", "-s", "local-prod", fails=True).stdout
+    finally:
+        path.write_text(text)
+
+
+def test_a_chart_that_does_not_render_stops_in_the_preview(pulumi: Pulumi, checkout: Path) -> None:
+    path = checkout / "stacks" / "releases" / "gemma-3-4b-ollama-8.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("kv_cache: f16", "kv_cache: fp8"))
+    try:
+        assert "kv" in pulumi("preview", "-s", "local-dev", fails=True).stdout.lower()
+    finally:
+        path.write_text(text)
+
+
+def test_a_broken_stack_file_is_one_clear_error_without_traceback(pulumi: Pulumi, checkout: Path) -> None:
+    path = checkout / "stacks" / "Pulumi.local-dev.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("users: 10", "user: 10"))
+    try:
+        shown = pulumi("preview", "-s", "local-dev", fails=True).stdout
+        assert "tollgate:traffic.user" in shown
+        assert "Traceback" not in shown
+    finally:
+        path.write_text(text)
+
+
+def test_a_killed_up_is_carried_on_by_the_next(pulumi: Pulumi, checkout: Path, environment: dict[str, str]) -> None:
+    pulumi("destroy", "-s", "local-prod", "--yes", "--skip-preview")
+    command = ["pulumi", "up", "-s", "local-prod", "--yes", "--skip-preview", "--non-interactive"]
+    process = subprocess.Popen(
+        command,
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Release engine creating" in line:
+            break
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # The lock of the killed one has to be taken away by hand: nobody else can know that it is dead.
+    pulumi("cancel", "-s", "local-prod", "--yes")
+    pulumi("up", "-s", "local-prod", "--yes", "--skip-preview")
+    assert "unchanged" in pulumi("up", "-s", "local-prod", "--yes", "--skip-preview").stdout
+
+
+def test_destroy_leaves_nothing(pulumi: Pulumi, kubectl: Any) -> None:
+    for stack in ("local-prod", "local-dev"):
+        pulumi("destroy", "-s", stack, "--yes", "--skip-preview")
+        assert kubectl("get", "namespace", stack, "--ignore-not-found") == ""
+    assert kubectl("get", "nodes", "-l", "tollgate.dev/pool", "-o", "name") == ""
+
+
+def gate_now() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
