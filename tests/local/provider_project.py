@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _HEAD = """
 import json, os, pathlib
@@ -99,14 +100,14 @@ class Project:
         raise AssertionError(f"{text!r} was never printed:\n{(self.folder / 'background.log').read_text()}")
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """kill -9 of pulumi alone, then of what it leaves behind, so that nothing outlives the test."""
+        """kill -9 of pulumi alone; a moment later of what it left behind, so that nothing outlives the test."""
+        left = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         time.sleep(1.5)
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        for orphan in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
     def reset(self) -> None:
         """Give back the stack lock of a killed run."""
