@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import sys
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -53,5 +54,12 @@ class Events:
             "lastTimestamp": now(),
             "count": 1,
         }
-        with contextlib.suppress(ApiError, httpx.HTTPError):
-            await self._api.request("POST", f"/api/v1/namespaces/{meta['namespace']}/events", body, tries=2)
+        try:
+            # Nothing of a pod waits for its events for long.
+            async with asyncio.timeout(5):
+                await self._api.request("POST", f"/api/v1/namespaces/{meta['namespace']}/events", body, tries=2)
+        except (ApiError, httpx.HTTPError, TimeoutError) as error:
+            print(
+                f"event on {meta['namespace']}/{meta['name']} not written: {error!r}: {reason}: {message}",
+                file=sys.stderr,
+            )

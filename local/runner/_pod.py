@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,19 +109,28 @@ class Pod:
     # ------------------------------------------------------------------ life
 
     async def _run(self, adopted: dict[str, Any]) -> None:
-        try:
-            await self._prepare()
-            for one in self.inits:
-                await self._container(one, adopted.get(one.name))
-                if one.exit_code != 0:
-                    break
-            else:
-                await asyncio.gather(*(self._container(one, adopted.get(one.name)) for one in self.mains))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one pod's trouble must not end the runner
-            await self._event("Failed", f"the pod runner could not run the pod: {error!r}", warning=True)
-        self._touch()
+        while True:
+            try:
+                await self._prepare()
+                await self._containers(adopted)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one pod's trouble must not end the runner
+                # The runner's own log has the whole story; the pod's events have the short one.
+                traceback.print_exc()
+                await self._event("Failed", f"the pod runner could not run the pod: {error!r}", warning=True)
+                await self._pause(_RETRY_SECONDS)
+                if not self._stopping.is_set():
+                    continue
+            self._touch()
+            return
+
+    async def _containers(self, adopted: dict[str, Any]) -> None:
+        for one in self.inits:
+            await self._container(one, adopted.pop(one.name, None))
+            if one.exit_code != 0:
+                return
+        await asyncio.gather(*(self._container(one, adopted.pop(one.name, None)) for one in self.mains))
 
     async def _prepare(self) -> None:
         """Images known, references there, volumes made; waits and retries as a kubelet does."""
@@ -160,6 +170,8 @@ class Pod:
 
     async def _container(self, one: _status.Container, adopted: dict[str, Any] | None) -> None:
         """Start a container again and again as its policy asks."""
+        if one.done:
+            return
         policy = self.pod["spec"].get("restartPolicy", "Always")
         if one.init and policy == "Always":
             policy = "OnFailure"
