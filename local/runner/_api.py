@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import random
 import ssl
+import sys
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import yaml
 
 Object = dict[str, Any]
+Handler = Callable[[str, Object], Awaitable[None]]
 MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+UNREACHABLE = (httpx.HTTPError, OSError, ssl.SSLError)
+_LONGEST_WAIT_SECONDS = 5.0
+_WATCH_SECONDS = 300
 
 
 class ApiError(Exception):
@@ -48,50 +56,83 @@ class Api:
     async def request(
         self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = 5
     ) -> Object:
-        """One call; repeated while the API server is away. Raises ApiError for an answer of 400 or above."""
+        """One call; repeated while the API server is away. Raises ApiError for an answer of 400 or above, httpx.HTTPError
+        when there was none at the last try."""
         for attempt in range(tries):
             try:
-                content = None if body is None else json.dumps(body).encode()
+                content = None if body is None else orjson.dumps(body)
                 answer = await self._client.request(method, path, content=content, headers={"Content-Type": kind})
             except httpx.HTTPError:
                 if attempt == tries - 1:
                     raise
             else:
                 if answer.status_code < 400:
-                    found: Object = answer.json() if answer.content else {}
+                    found: Object = orjson.loads(answer.content) if answer.content else {}
                     return found
                 if answer.status_code not in (429, 500, 502, 503, 504) or attempt == tries - 1:
                     raise ApiError(answer.status_code, _message(answer))
-            await asyncio.sleep(min(5.0, 0.1 * 2**attempt))
+            await asyncio.sleep(min(_LONGEST_WAIT_SECONDS, 0.1 * 2**attempt) * random.uniform(0.8, 1.2))
         raise AssertionError("the last try returns or raises")
 
-    async def watch(self, path: str, selector: str, handle: Callable[[str, Object], Awaitable[None]]) -> None:
+    async def watch(self, path: str, selector: str, handle: Handler) -> None:
         """Call `handle` with ADDED, MODIFIED, DELETED and, after every full list, SYNCED with {"uids": [...]}; for ever.
 
-        Whatever ends a watch (a restarted API server, an expired version), the next begins with a list.
+        A watch that ends goes on from where it was; where the API server no longer knows that place, with a new list.
         """
+        version, wait = "", 0.1
         while True:
             try:
-                listed = await self.request("GET", f"{path}?{selector}")
-                for item in listed.get("items") or []:
-                    await handle("ADDED", item)
-                await handle("SYNCED", {"uids": [item["metadata"]["uid"] for item in listed.get("items") or []]})
-                await self._follow(f"{path}?{selector}", listed["metadata"]["resourceVersion"], handle)
-            except (httpx.HTTPError, ApiError, ValueError, KeyError):
-                await asyncio.sleep(0.5)
+                if not version:
+                    version = await self._list(path, selector, handle)
+                    wait = 0.1
+                version = await self._follow(f"{path}?{selector}", version, handle)
+                continue
+            except (ApiError, orjson.JSONDecodeError, KeyError):
+                version = ""
+            except UNREACHABLE:
+                pass
+            await asyncio.sleep(wait * random.uniform(0.8, 1.2))
+            wait = min(_LONGEST_WAIT_SECONDS, wait * 2)
 
-    async def _follow(self, path: str, version: str, handle: Callable[[str, Object], Awaitable[None]]) -> None:
-        query = f"&watch=1&allowWatchBookmarks=true&timeoutSeconds=300&resourceVersion={version}"
-        timeout = httpx.Timeout(10, read=330)
-        async with self._client.stream("GET", path + query, timeout=timeout) as answer:
-            if answer.status_code >= 400:
-                raise ApiError(answer.status_code, "watch refused")
-            async for line in answer.aiter_lines():
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    return
-                if event["type"] != "BOOKMARK":
-                    await handle(event["type"], event["object"])
+    async def _list(self, path: str, selector: str, handle: Handler) -> str:
+        listed = await self.request("GET", f"{path}?{selector}", tries=1)
+        items = listed.get("items") or []
+        for item in items:
+            await _told(handle, "ADDED", item)
+        await _told(handle, "SYNCED", {"uids": [item["metadata"]["uid"] for item in items]})
+        return str(listed["metadata"]["resourceVersion"])
+
+    async def _follow(self, path: str, version: str, handle: Handler) -> str:
+        """Until the server ends it; gives the version to go on from, "" where that needs a list."""
+        query = f"&watch=1&allowWatchBookmarks=true&timeoutSeconds={_WATCH_SECONDS}&resourceVersion={version}"
+        timeout = httpx.Timeout(10, read=_WATCH_SECONDS + 30)
+        try:
+            async with self._client.stream("GET", path + query, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    raise ApiError(answer.status_code, "watch refused")
+                rest = b""
+                async for piece in answer.aiter_bytes():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in filter(None, lines):
+                        event = orjson.loads(line)
+                        if event["type"] == "ERROR":
+                            # 410 Gone among others: the place is too old.
+                            return ""
+                        version = event["object"]["metadata"]["resourceVersion"]
+                        if event["type"] != "BOOKMARK":
+                            await _told(handle, event["type"], event["object"])
+        except UNREACHABLE:
+            # A killed API server: what was seen stays seen.
+            await asyncio.sleep(0.1)
+        return version
+
+
+async def _told(handle: Handler, event: str, found: Object) -> None:
+    found.get("metadata", {}).pop("managedFields", None)
+    try:
+        await handle(event, found)
+    except Exception:  # noqa: BLE001 - one object's trouble must not end the watch of all others
+        traceback.print_exc(file=sys.stderr)
 
 
 def _pem(entry: Object, key: str, kubeconfig: Path) -> str:
@@ -103,5 +144,5 @@ def _pem(entry: Object, key: str, kubeconfig: Path) -> str:
 def _message(answer: httpx.Response) -> str:
     try:
         return str(answer.json().get("message", answer.text))
-    except ValueError:
+    except (ValueError, AttributeError):
         return answer.text[:500]

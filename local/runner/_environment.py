@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from decimal import ROUND_CEILING, Decimal
 
 from ._api import Object
 
-Lookup = Callable[[str, str, bool], Awaitable[dict[str, str] | None]]
+# A name -> keys and values of that ConfigMap or Secret; None where it does not exist.
+Lookup = Callable[[str], Awaitable[dict[str, str] | None]]
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
-_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "m": 1e-3}
+_BINARY = {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)}
+_SUFFIXES = (
+    _BINARY | {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)} | {"m": Decimal("0.001")}
+)
 
 
 class MissingReference(Exception):
@@ -29,10 +34,18 @@ def expand(text: str, known: Mapping[str, str]) -> str:
 
 
 async def container_environment(
-    pod: Object, container: Object, *, ip: str, node_ip: str, config: Lookup, secret: Lookup, base: Mapping[str, str]
+    pod: Object,
+    container: Object,
+    *,
+    ip: str,
+    node_ip: str,
+    config: Lookup,
+    secret: Lookup,
+    base: Mapping[str, str],
+    allocatable: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The environment of one container, in Kubernetes' order of precedence. Raises MissingReference."""
-    env = dict(base)
+    env = {name: expand(value, base) for name, value in base.items()}
     for source in container.get("envFrom") or []:
         prefix = source.get("prefix", "")
         for key, lookup in (("configMapRef", config), ("secretRef", secret)):
@@ -43,33 +56,38 @@ async def container_environment(
         if "valueFrom" not in entry:
             env[entry["name"]] = expand(str(entry.get("value", "")), env)
             continue
-        value = await _value_from(entry["valueFrom"], pod, container, ip, node_ip, config, secret)
+        if "resourceFieldRef" in entry["valueFrom"]:
+            env[entry["name"]] = resource(container, entry["valueFrom"]["resourceFieldRef"], allocatable)
+            continue
+        value = await _value_from(entry["valueFrom"], pod, ip, node_ip, config, secret)
         if value is not None:
             env[entry["name"]] = value
     return env
 
 
 async def _all(lookup: Lookup, reference: Object, kind: str) -> dict[str, str]:
-    found = await lookup(reference["name"], "", bool(reference.get("optional")))
+    found = await lookup(reference["name"])
     if found is None and not reference.get("optional"):
         raise MissingReference(f'{kind.removesuffix("Ref").lower()} "{reference["name"]}" not found')
     return found or {}
 
 
-async def _value_from(
-    source: Object, pod: Object, container: Object, ip: str, node_ip: str, config: Lookup, secret: Lookup
-) -> str | None:
+def _missing(kind: str, reference: Object, whole: bool) -> str:
+    if whole:
+        return f'{kind} "{reference["name"]}" not found'
+    return f"couldn't find key {reference['key']} in {kind} {reference['name']}"
+
+
+async def _value_from(source: Object, pod: Object, ip: str, node_ip: str, config: Lookup, secret: Lookup) -> str | None:
     if "fieldRef" in source:
         return field(pod, source["fieldRef"]["fieldPath"], ip=ip, node_ip=node_ip)
-    if "resourceFieldRef" in source:
-        return resource(container, source["resourceFieldRef"])
     for key, lookup in (("configMapKeyRef", config), ("secretKeyRef", secret)):
         if key in source:
             reference = source[key]
-            found = await lookup(reference["name"], reference["key"], bool(reference.get("optional")))
+            found = await lookup(reference["name"])
             value = (found or {}).get(reference["key"])
             if value is None and not reference.get("optional"):
-                raise MissingReference(f'key "{reference["key"]}" of "{reference["name"]}" not found')
+                raise MissingReference(_missing(key.removesuffix("KeyRef").lower(), reference, found is None))
             return value
     return None
 
@@ -82,7 +100,8 @@ def field(pod: Object, path: str, *, ip: str, node_ip: str) -> str:
         return str((meta.get(keyed.group(1)) or {}).get(keyed.group(2), ""))
     if path in ("metadata.labels", "metadata.annotations"):
         entries = meta.get(path.removeprefix("metadata.")) or {}
-        return "".join(f'{key}="{value}"\n' for key, value in sorted(entries.items()))
+        # JSON's quoting, as the kubelet's: a value with a line break stays one line.
+        return "\n".join(f"{key}={json.dumps(value)}" for key, value in sorted(entries.items()))
     known = {
         "metadata.name": meta["name"],
         "metadata.namespace": meta["namespace"],
@@ -97,19 +116,25 @@ def field(pod: Object, path: str, *, ip: str, node_ip: str) -> str:
     return str(known.get(path, ""))
 
 
-def resource(container: Object, reference: Object) -> str:
-    """`limits.cpu` and the like, divided by the divisor and rounded up; 0 where the container sets none."""
+def resource(container: Object, reference: Object, allocatable: Mapping[str, str] | None = None) -> str:
+    """`limits.cpu` and the like, divided by the divisor and rounded up. A limit that is not set is the node's all, a request
+    that is not set is the limit or 0."""
     section, _, name = str(reference["resource"]).partition(".")
-    given = (container.get("resources", {}).get(section) or {}).get(name, "0")
-    divisor = _quantity(str(reference.get("divisor") or "1")) or 1
-    return str(-int(-(_quantity(str(given)) / divisor) // 1))
+    set_to = {part: (container.get("resources", {}).get(part) or {}).get(name) for part in ("limits", "requests")}
+    if section == "limits":
+        given = set_to["limits"] or (allocatable or {}).get(name, "0")
+    else:
+        given = set_to["requests"] or set_to["limits"] or "0"
+    divisor = quantity(str(reference.get("divisor") or "1")) or Decimal(1)
+    return str((quantity(str(given)) / divisor).to_integral_value(ROUND_CEILING))
 
 
-def _quantity(text: str) -> float:
+def quantity(text: str) -> Decimal:
+    """A Kubernetes quantity such as 500m or 2Gi."""
     for suffix, factor in _SUFFIXES.items():
         if text.endswith(suffix):
-            return float(text.removesuffix(suffix)) * factor
-    return float(text)
+            return Decimal(text.removesuffix(suffix)) * factor
+    return Decimal(text)
 
 
 def service_variables(services: list[Object], namespace: str, *, links: bool) -> dict[str, str]:
@@ -124,12 +149,17 @@ def service_variables(services: list[Object], namespace: str, *, links: bool) ->
         name = str(meta["name"]).upper().replace("-", "_")
         env[f"{name}_SERVICE_HOST"] = str(ip)
         env[f"{name}_SERVICE_PORT"] = str(ports[0]["port"])
-        for port in ports:
+        for number, port in enumerate(ports):
             if port.get("name"):
                 env[f"{name}_SERVICE_PORT_{str(port['name']).upper().replace('-', '_')}"] = str(port["port"])
+            protocol = str(port.get("protocol", "TCP"))
+            url, stem = f"{protocol.lower()}://{ip}:{port['port']}", f"{name}_PORT_{port['port']}_{protocol}"
+            if number == 0:
+                env[f"{name}_PORT"] = url
+            env |= {
+                stem: url,
+                f"{stem}_PROTO": protocol.lower(),
+                f"{stem}_PORT": str(port["port"]),
+                f"{stem}_ADDR": str(ip),
+            }
     return env
-
-
-def plain(value: Any) -> str:
-    """A label's or limit's value as text."""
-    return "" if value is None else str(value)

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stacks import TollgateError
+
+from ._settings import ENGINE_ANNOTATION
+
 _PROJECT = Path(__file__).resolve().parents[2]
-SHIMS = Path(__file__).resolve().parent / "shims"
+_CLIENT = Path(__file__).resolve().parent / "shims" / "ollama_client.py"
+# Where a container finds its image's programs; first on its PATH.
+BIN = "/.tollgate/bin"
+
+
+class UnknownImage(Exception):
+    """No local command stands for the image; the message names the images that are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """`entrypoint`: in place of the image's own. `programs`: first words of a pod's `command` that mean that entrypoint.
 
-    `arguments`: used where the pod gives none. `shims`: whether hooks and probes find the image's program on PATH.
+    `arguments`: used where the pod gives none. `shims`: name -> text of small programs for hooks, probes and scripts.
+    `kept`: folders of this machine that the programs need.
     """
 
     entrypoint: tuple[str, ...]
     programs: tuple[tuple[str, ...], ...] = ()
     arguments: tuple[str, ...] = ()
-    shims: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
+    shims: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[Path, ...] = ()
 
     def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
         """The local command for what a pod asks: its `command` replaces the entrypoint, its `args` the arguments."""
@@ -35,22 +48,39 @@ class Image:
 
 
 _PYTHON = {"PYTHONPATH": str(_PROJECT), "PYTHONUNBUFFERED": "1"}
+_PYTHON_SHIM = '#!/bin/sh\nexec "$TOLLGATE_PYTHON" "$@"\n'
+_PYTHONS = {"python": _PYTHON_SHIM, "python3": _PYTHON_SHIM}
 _SIMULATOR = (sys.executable, "-m", "bench.simulator")
+_OLLAMA_SHIM = """#!/bin/sh
+# The server is the simulator; everything else a client that starts quickly.
+case "${1-serve}" in serve|start) exec "$TOLLGATE_PYTHON" -m bench.simulator ollama "$@";; esac
+exec "$TOLLGATE_PYTHON" -I -S "${0%/*}/ollama_client.py" "$@"
+"""
+_VLLM_SHIM = '#!/bin/sh\nexec "$TOLLGATE_PYTHON" -m bench.simulator vllm "$@"\n'
+_OLLAMA_PROGRAMS = (("ollama",), ("/bin/ollama",), ("/usr/bin/ollama",))
 
 IMAGES: dict[str, Image] = {
     "ollama/ollama": Image(
         entrypoint=(*_SIMULATOR, "ollama"),
-        programs=(("ollama",), ("/bin/ollama",), ("/usr/bin/ollama",)),
+        # `ollama pull` as a pod's command is the client, in the shims.
+        programs=tuple((*program, "serve") for program in _OLLAMA_PROGRAMS),
         arguments=("serve",),
-        shims=True,
+        shims={"ollama": _OLLAMA_SHIM, "ollama_client.py": _CLIENT.read_text()},
         environment=_PYTHON,
     ),
     "vllm/vllm-openai": Image(
         entrypoint=(*_SIMULATOR, "vllm"),
-        programs=(("vllm",), ("python3", "-m", "vllm.entrypoints.openai.api_server")),
+        programs=(
+            ("vllm",),
+            ("python3", "-m", "vllm.entrypoints.openai.api_server"),
+            ("python", "-m", "vllm.entrypoints.openai.api_server"),
+        ),
+        shims={"vllm": _VLLM_SHIM, **_PYTHONS},
         environment=_PYTHON,
     ),
-    "ghcr.io/tollgate/bench": Image(entrypoint=(sys.executable, "-m", "bench"), environment=_PYTHON),
+    "ghcr.io/tollgate/bench": Image(
+        entrypoint=(sys.executable, "-m", "bench"), shims=dict(_PYTHONS), environment=_PYTHON
+    ),
     "busybox": Image(entrypoint=("/bin/sh",)),
     "registry.k8s.io/pause": Image(
         entrypoint=("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done")
@@ -66,6 +96,51 @@ def repository(image: str) -> str:
     return name.removeprefix("docker.io/").removeprefix("library/")
 
 
-def find(image: str) -> Image | None:
-    """The image's entry, or None where the table does not know it."""
-    return IMAGES.get(repository(image))
+def find(image: str, annotations: Mapping[str, str] | None = None) -> Image:
+    """The image's entry; for Ollama the real one where the pod's annotation asks for it. Raises UnknownImage."""
+    name = repository(image)
+    if name not in IMAGES:
+        known = ", ".join(sorted(IMAGES))
+        raise UnknownImage(f'image "{image}" has no local command; the pod runner knows {known}')
+    if name == "ollama/ollama" and (annotations or {}).get(ENGINE_ANNOTATION) == "real":
+        return _real_ollama()
+    return IMAGES[name]
+
+
+def _real_ollama() -> Image:
+    from local import tools
+
+    try:
+        program = tools.path("ollama").resolve()
+    except TollgateError as error:
+        # Not the simulator instead: whoever asks for the real engine would measure something else.
+        raise UnknownImage(f"the pod asks for the real engine: {error}") from None
+    return Image(
+        entrypoint=(str(program),),
+        programs=_OLLAMA_PROGRAMS,
+        arguments=("serve",),
+        shims={"ollama": f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n'},
+        environment={"OLLAMA_HOST": "$(POD_IP):11434"},
+        kept=(program.parent,),
+    )
+
+
+def needed_folders() -> tuple[Path, ...]:
+    """What the local commands need of this machine wherever it lies: this project, the interpreter and its libraries."""
+    return tuple(dict.fromkeys(Path(place) for place in (_PROJECT, sys.prefix, sys.base_prefix)))
+
+
+def write_shims(image: Image, name: str, folder: Path) -> Path | None:
+    """The image's programs as files in a folder of their own below `folder`; None where it has none."""
+    if not image.shims:
+        return None
+    place = folder / name.replace("/", "_")
+    place.mkdir(parents=True, exist_ok=True)
+    for program, text in image.shims.items():
+        target = place / program
+        if not target.is_file() or target.read_text() != text:
+            temporary = target.with_name(f".{program}.new")
+            temporary.write_text(text)
+            temporary.chmod(0o755)
+            temporary.replace(target)
+    return place

@@ -2,6 +2,7 @@
 
 A killed runner must not take pods with it, and its successor is not their parent: so each container has a shim, a `sh` of one
 megabyte, which waits for the process and leaves its exit code in a file. The runner follows shims by pidfd, parent or not.
+Which processes belong to a container is told by its mount namespace, which no child of it leaves by accident.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ._mounts import Mount, enter, join
+from ._mounts import Mount, View, enter, join, require
 
 # $1: folder for pid and exit code. A stray signal to the shim is not the process's end, hence the loop.
 _SHIM = """
 r=$1; shift; trap : TERM INT HUP
 "$@" & p=$!
-echo $p > "$r/pid.new"; mv "$r/pid.new" "$r/pid"
+echo $p > "$r/pid"
 while :; do wait $p; c=$?; kill -0 $p 2>/dev/null || break; done
-echo $c > "$r/exit.new"; mv "$r/exit.new" "$r/exit"
+echo $c > "$r/exit"
 """
 SHIM_FOLDER = "/.tollgate"
+KILLED = 137
+_OUTPUT_LIMIT = 10_000
 
 
 class StartError(Exception):
@@ -34,11 +37,13 @@ class StartError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Shim:
-    """A started container. `pid` of the shim with its start time in clock ticks, so that a reused pid is noticed."""
+    """A started container. `pid` of the shim with its start time in clock ticks, so that a reused pid is noticed;
+    `namespace`: the inode of its mount namespace, 0 where unknown."""
 
     pid: int
     ticks: int
     folder: Path
+    namespace: int = 0
 
     @property
     def alive(self) -> bool:
@@ -58,25 +63,32 @@ class Shim:
         except (OSError, ValueError):
             return None
 
+    def ended_at(self) -> float | None:
+        """When the exit code was written, in seconds since 1970."""
+        try:
+            return (self.folder / "exit").stat().st_mtime
+        except OSError:
+            return None
+
     async def wait(self) -> int:
-        """Until it has ended; gives the exit code, 137 for one that was killed together with its shim."""
-        with contextlib.suppress(ProcessLookupError, OSError):
-            handle = os.pidfd_open(self.pid)
-            try:
-                if self.alive:
-                    ended = asyncio.get_running_loop().create_future()
-                    loop = asyncio.get_running_loop()
-                    loop.add_reader(handle, lambda: None if ended.done() else ended.set_result(None))
-                    try:
-                        await ended
-                    finally:
-                        loop.remove_reader(handle)
-            finally:
-                os.close(handle)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+        """Until it has ended; gives the exit code, 137 for one that was killed together with its shim.
+
+        Whatever else ran in the container is killed then, as a container's end is the end of all its processes.
+        """
+        if self.alive:
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(self.pid)
+                try:
+                    # Looked at again, now that the number can't be given to another process unnoticed.
+                    if self.alive:
+                        await _readable(handle)
+                        self.sweep()
+                finally:
+                    os.close(handle)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
         code = self.exit_code()
-        return 137 if code is None else code
+        return KILLED if code is None else code
 
     def terminate(self) -> None:
         """SIGTERM to the container's process, as a kubelet does; its children are its own business."""
@@ -90,33 +102,35 @@ class Shim:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """SIGKILL to every process that is still in the container's mount namespace."""
+        if not self.namespace:
+            return
+        mark = f"mnt:[{self.namespace}]"
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if str(Path(f"/proc/{entry.name}/ns/mnt").readlink()) == mark:
+                        os.kill(int(entry.name), signal.SIGKILL)
 
 
-def start(
-    command: Sequence[str],
-    env: Mapping[str, str],
-    *,
-    folder: Path,
-    log: Path,
-    mounts: Sequence[Mount],
-    directory: str | None,
-) -> Shim:
+def start(command: Sequence[str], env: Mapping[str, str], *, folder: Path, log: Path, view: View) -> Shim:
     """Start a container's process in its own session and view of the files. Raises StartError."""
-    root = folder / "root"
-    root.mkdir(parents=True, exist_ok=True)
-    error = folder / "start-error"
-    everything = [*mounts, Mount(source=folder, target=SHIM_FOLDER)]
+    shown = replace(view, mounts=[*view.mounts, Mount(source=folder, target=SHIM_FOLDER)])
 
     def prepare() -> None:
+        # Past the fork there is no other way to say why; opened first, for the view does not show this path.
+        error = os.open(str(folder / "start-error"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         try:
-            enter(root, everything)
-            os.chdir(directory or "/")
+            enter(shown)
+            require(command[0], env.get("PATH", ""))
         except BaseException as reason:
-            # Past the fork there is no other way to say why.
-            handle = os.open(str(error), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-            os.write(handle, str(reason).encode())
-            os.close(handle)
+            os.write(error, str(reason).encode())
             raise
+        finally:
+            os.close(error)
 
     with log.open("ab") as output:
         try:
@@ -130,52 +144,97 @@ def start(
                 preexec_fn=prepare,
             )
         except (OSError, subprocess.SubprocessError, ValueError) as reason:
-            text = error.read_text() if error.is_file() else str(reason)
-            raise StartError(text) from None
+            raise StartError(_reason(folder, reason)) from None
     ticks = start_ticks(shim.pid)
+    namespace = 0
+    with contextlib.suppress(OSError):
+        namespace = Path(f"/proc/{shim.pid}/ns/mnt").stat().st_ino
     # Popen must not reap or warn about it: pidfds follow it from here on.
     shim.returncode = 0
-    return Shim(pid=shim.pid, ticks=ticks or 0, folder=folder)
+    return Shim(pid=shim.pid, ticks=ticks or 0, folder=folder, namespace=namespace)
+
+
+def _reason(folder: Path, otherwise: BaseException) -> str:
+    with contextlib.suppress(OSError):
+        return (folder / "start-error").read_text() or str(otherwise)
+    return str(otherwise)
 
 
 async def run_inside(shim: Shim, command: Sequence[str], env: Mapping[str, str], seconds: float) -> tuple[int, str]:
     """Run a hook's or probe's command in a running container: (exit code, the end of its output); 124 on a time-out."""
-    process = shim.process()
-    if process is None:
-        return 1, "the container is not running"
-    target = process
     try:
-        child = subprocess.Popen(
-            list(command),
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: join(target),
-        )
-    except (OSError, subprocess.SubprocessError, ValueError) as reason:
+        child = inside(shim, command, env, output=subprocess.PIPE)
+    except StartError as reason:
         return 126, str(reason)
     assert child.stdout is not None
     handle = os.pidfd_open(child.pid)
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(handle, ended.set)
+    os.set_blocking(child.stdout.fileno(), False)
+    text = bytearray()
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        assert child.stdout is not None
+        data = child.stdout.read(65_536)
+        if data:
+            # A chatty probe must neither block on a full pipe nor fill this process's memory.
+            text.extend(data)
+            del text[:-_OUTPUT_LIMIT]
+        elif data is not None:
+            loop.remove_reader(child.stdout.fileno())
+
+    loop.add_reader(child.stdout.fileno(), drain)
     try:
-        await asyncio.wait_for(ended.wait(), seconds)
+        await asyncio.wait_for(_readable(handle), seconds)
         code = child.wait()
-        os.set_blocking(child.stdout.fileno(), False)
-        text = (child.stdout.read(10_000) or b"").decode("utf-8", "replace").strip()
+        drain()
+        said = text.decode("utf-8", "replace").strip()
     except TimeoutError:
-        code, text = 124, f"took longer than {seconds:g} s"
+        code, said = 124, f"took longer than {seconds:g} s"
     finally:
-        loop.remove_reader(handle)
+        loop.remove_reader(child.stdout.fileno())
         os.close(handle)
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         child.stdout.close()
-    return code, text[-1000:]
+    return code, said[-1000:]
+
+
+def inside(
+    shim: Shim, command: Sequence[str], env: Mapping[str, str], *, output: int, given: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a running container's view. `output`, `given`: as for Popen. Raises StartError."""
+    process = shim.process() if shim.alive else None
+    if process is None:
+        raise StartError("the container is not running")
+    target = process
+
+    def prepare() -> None:
+        join(target)
+        require(command[0], env.get("PATH", ""))
+
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=dict(env),
+            stdin=given,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=prepare,
+        )
+    except (OSError, subprocess.SubprocessError, ValueError) as reason:
+        raise StartError(f"could not run {command[0]!r} in the container: {reason}") from None
+
+
+async def _readable(handle: int) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(handle, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(handle)
 
 
 def start_ticks(pid: int) -> int | None:

@@ -7,17 +7,23 @@ import json
 import os
 import shutil
 import signal
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ._api import Api, Object
 from ._events import Events
-from ._kubelet import serve
+from ._kubelet import Kubelet
 from ._nodes import Nodes
 from ._pod import Machine, Pod
-from ._process import start_ticks
+from ._process import Shim, start_ticks
 from ._settings import RUNNER_LABEL, Settings
+from ._volumes import Reader
 
 _FINISHED = ("Succeeded", "Failed")
+_LOG_SECONDS = 0.25
 
 
 class Runner:
@@ -27,60 +33,72 @@ class Runner:
         self.settings = settings
         self.api = Api(settings.kubeconfig)
         self.nodes = Nodes(self.api, settings)
-        self._node_objects: dict[str, Object] = {}
+        self._events = Events(self.api)
         self._services: dict[str, Object] = {}
+        self._services_known = asyncio.Event()
         self._pods: dict[str, Pod] = {}
         self._waiting: dict[str, Object] = {}
+        self._addresses = settings.pod_addresses()
+        self._next_address = 0
+        self._left: dict[str, str] = {}
         self._machine = Machine(
             api=self.api,
-            events=Events(self.api),
+            events=self._events,
             settings=settings,
-            services=lambda: list(self._services.values()),
-            node=self._node_objects.get,
+            services=self._known_services,
+            node=self.nodes.get,
         )
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT; pods are then stopped at once, because the cluster goes down with the runner."""
-        self.settings.pods_dir.mkdir(parents=True, exist_ok=True)
+        self.settings.pods_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._left = left_addresses(self.settings.pods_dir)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = await serve(self.settings, self._logs, self._running)
+        kubelet = Kubelet(self.settings, self._find, lambda: [pod.pod for pod in self._pods.values()])
+        await kubelet.serve()
         tasks = [
-            asyncio.create_task(self.api.watch("/api/v1/services", "limit=0", self._on_service)),
-            asyncio.create_task(self.api.watch("/api/v1/nodes", f"labelSelector={RUNNER_LABEL}", self._on_node)),
-            asyncio.create_task(self.api.watch("/api/v1/pods", "fieldSelector=spec.nodeName!=", self._on_pod)),
-            asyncio.create_task(self.nodes.renew_for_ever()),
-            asyncio.create_task(self._housekeep()),
+            asyncio.create_task(for_ever(work))
+            for work in (
+                lambda: self.api.watch("/api/v1/services", "limit=0", self._on_service),
+                lambda: self.api.watch("/api/v1/nodes", f"labelSelector={RUNNER_LABEL}", self._on_node),
+                lambda: self.api.watch("/api/v1/pods", "fieldSelector=spec.nodeName!=", self._on_pod),
+                self.nodes.renew_for_ever,
+                self._events.write_for_ever,
+                self._look_at_logs,
+                self._refresh,
+            )
         ]
         await stop.wait()
         for task in tasks:
             task.cancel()
-        for pod in self._pods.values():
-            pod.kill()
-        if server is not None:
-            server.close()
+        if not self.settings.keep_pods:
+            for pod in self._pods.values():
+                pod.kill()
+        kubelet.close()
 
     # ------------------------------------------------------------------ watches
+
+    async def _known_services(self) -> list[Object]:
+        """All Services; a pod that starts with the runner waits until they have been listed."""
+        await self._services_known.wait()
+        return list(self._services.values())
 
     async def _on_service(self, event: str, service: Object) -> None:
         if event == "SYNCED":
             self._services = {uid: self._services[uid] for uid in service["uids"] if uid in self._services}
+            self._services_known.set()
         elif event == "DELETED":
             self._services.pop(service["metadata"]["uid"], None)
         else:
             self._services[service["metadata"]["uid"]] = service
 
     async def _on_node(self, event: str, node: Object) -> None:
-        if event not in ("SYNCED", "DELETED"):
-            self._node_objects[node["metadata"]["name"]] = node
-        await self.nodes.handle(event, node)
-        if event == "DELETED":
-            name = node["metadata"]["name"]
-            self._node_objects.pop(name, None)
-            for pod in self._pods.values():
-                if pod.pod["spec"].get("nodeName") == name:
-                    pod.gone()
+        lost = await self.nodes.handle(event, node)
+        for pod in self._pods.values():
+            if pod.pod["spec"].get("nodeName") in lost:
+                pod.gone()
         for uid, waiting in list(self._waiting.items()):
             if waiting["spec"]["nodeName"] in self.nodes.names:
                 del self._waiting[uid]
@@ -95,7 +113,7 @@ class Runner:
             self._waiting.pop(uid, None)
             if uid in self._pods:
                 self._pods[uid].gone()
-        elif uid in self._pods:
+        elif uid in self._pods and not self._pods[uid].ended:
             self._pods[uid].update(pod)
         elif pod["spec"]["nodeName"] in self.nodes.names:
             self._take(pod)
@@ -107,60 +125,83 @@ class Runner:
         finished = pod.get("status", {}).get("phase") in _FINISHED
         if finished and not pod["metadata"].get("deletionTimestamp") and not (self.settings.pods_dir / uid).exists():
             return
-        worker = Pod(self._machine, pod, self._address())
+        worker = Pod(self._machine, pod, self._address(uid))
         self._pods[uid] = worker
         worker.start()
         worker.update(pod)
 
     # ------------------------------------------------------------------ addresses and leftovers
 
-    def _address(self) -> str:
-        """The lowest address that no pod has, also none that an earlier runner started and we have not seen yet."""
-        taken = {pod.ip for pod in self._pods.values()} | _left_addresses(self.settings.pods_dir)
-        return next(address for address in self.settings.pod_addresses() if address not in taken)
+    def _address(self, uid: str) -> str:
+        """The pod's own from before, or the next that no pod has: a freed one rests as long as there are others."""
+        if uid in self._left:
+            return self._left[uid]
+        taken = {pod.ip for pod in self._pods.values()} | set(self._left.values())
+        for step in range(len(self._addresses)):
+            place = (self._next_address + step) % len(self._addresses)
+            if self._addresses[place] not in taken:
+                self._next_address = place + 1
+                return self._addresses[place]
+        raise RuntimeError(f"all {len(self._addresses)} pod addresses are taken")
 
     def _forget(self, uids: set[str]) -> None:
         """After a full list: whatever is not in it is gone, also what only an earlier runner knew."""
         for uid, pod in list(self._pods.items()):
             if uid not in uids:
                 pod.gone()
+        for uid in list(self._waiting):
+            if uid not in uids:
+                del self._waiting[uid]
         for folder in self.settings.pods_dir.iterdir():
             if folder.name not in uids and folder.name not in self._pods:
                 kill_leftovers(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+                self._left.pop(folder.name, None)
 
-    async def _housekeep(self) -> None:
+    async def _look_at_logs(self) -> None:
         while True:
-            await asyncio.sleep(5)
+            await asyncio.sleep(_LOG_SECONDS)
+            moment = time.time()
             for uid, pod in list(self._pods.items()):
                 if pod.ended:
                     del self._pods[uid]
+                    self._left.pop(uid, None)
                 else:
-                    pod.trim_logs()
+                    pod.look_at_logs(moment)
 
-    # ------------------------------------------------------------------ logs
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.refresh_seconds)
+            reader = Reader(api=self.api)
+            for pod in list(self._pods.values()):
+                await pod.refresh(reader)
 
     def _find(self, namespace: str, name: str) -> Pod | None:
+        found = None
         for pod in self._pods.values():
             meta = pod.pod["metadata"]
-            if (meta["namespace"], meta["name"]) == (namespace, name):
-                return pod
-        return None
-
-    def _logs(self, namespace: str, name: str, container: str) -> Path | None:
-        pod = self._find(namespace, name)
-        return pod.logs(container) if pod is not None else None
-
-    def _running(self, namespace: str, name: str, container: str) -> bool:
-        pod = self._find(namespace, name)
-        return pod is not None and pod.running(container)
+            # Of two of one name, the one that is still wanted.
+            if (meta["namespace"], meta["name"]) == (namespace, name) and (found is None or found.stopping.is_set()):
+                found = pod
+        return found
 
 
-def _left_addresses(pods_dir: Path) -> set[str]:
-    found = set()
+async def for_ever(work: Callable[[], Awaitable[None]]) -> None:
+    """A part of the runner that fails is reported and begun again; the others do not notice."""
+    while True:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - reported, and the alternative is a runner that silently does less
+            traceback.print_exc(file=sys.stderr)
+        await asyncio.sleep(1)
+
+
+def left_addresses(pods_dir: Path) -> dict[str, str]:
+    """uid -> address of the pods that an earlier runner left in `pods_dir`."""
+    found = {}
     for path in pods_dir.glob("*/pod.json"):
         try:
-            found.add(str(json.loads(path.read_text())["ip"]))
+            found[path.parent.name] = str(json.loads(path.read_text())["ip"])
         except (OSError, ValueError, KeyError):
             continue
     return found
@@ -170,11 +211,9 @@ def kill_leftovers(folder: Path) -> None:
     """Kill the processes that a pod's folder speaks of, if they are still the same ones."""
     try:
         known = json.loads((folder / "pod.json").read_text())["containers"]
-    except (OSError, ValueError, KeyError):
+        for entry in known.values():
+            pid, ticks = int(entry["pid"]), int(entry["ticks"])
+            if pid > 0 and start_ticks(pid) == ticks:
+                Shim(pid=pid, ticks=ticks, folder=Path(os.devnull), namespace=int(entry.get("namespace", 0))).kill()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    for entry in known.values():
-        if start_ticks(int(entry["pid"])) == int(entry["ticks"]):
-            try:
-                os.killpg(int(entry["pid"]), signal.SIGKILL)
-            except ProcessLookupError:
-                continue

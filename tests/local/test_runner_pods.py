@@ -176,15 +176,20 @@ def test_liveness_kills_and_starts_again(pods: Pods) -> None:
     assert "Liveness probe failed" in pods.events("live")
 
 
-def test_a_deleted_pod_runs_its_hook_gets_sigterm_and_its_grace(pods: Pods, kubectl: Kubectl, tmp_path: Any) -> None:
-    witness = tmp_path / "witness"
-    tmp_path.chmod(0o755)
-    hook = {"preStop": {"exec": {"command": ["/bin/sh", "-c", f"echo hook >> {witness}"]}}}
-    script = f'trap "echo term >> {witness}; sleep 1; echo done >> {witness}; exit 0" TERM; while :; do sleep 0.1; done'
-    pods.create(pod("stop", script, lifecycle=hook))
+def test_a_deleted_pod_runs_its_hook_gets_sigterm_and_its_grace(pods: Pods, kubectl: Kubectl, cluster: Any) -> None:
+    hook = {"preStop": {"exec": {"command": ["/bin/sh", "-c", "echo hook >> /seen/by"]}}}
+    script = 'trap "echo term >> /seen/by; sleep 1; echo done >> /seen/by; exit 0" TERM; while :; do sleep 0.1; done'
+    mounts, volumes = [{"name": "seen", "mountPath": "/seen"}], [{"name": "seen", "emptyDir": {}}]
+    pods.create(pod("stop", script, lifecycle=hook, volumeMounts=mounts, volumes=volumes))
     until(lambda: pods.container("stop").get("ready"), "ready")
-    kubectl("delete", "pod", "-n", pods.namespace, "stop")
-    assert witness.read_text().split() == ["hook", "term", "done"]
+    folder = cluster.state_dir / "runner" / "pods" / pods.get("stop")["metadata"]["uid"]
+    witness = folder / "volumes" / "seen" / "by"
+    handle = os.open(folder / "volumes" / "seen", os.O_RDONLY)
+    kubectl("delete", "pod", "-n", pods.namespace, "stop", "--wait=false")
+    until(lambda: witness.is_file() and witness.read_text().split() == ["hook", "term", "done"], "all three", 10)
+    os.close(handle)
+    until(lambda: not pods.get("stop"), "the object is gone")
+    until(lambda: not folder.exists(), "its folder is gone")
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(pods: Pods, kubectl: Kubectl) -> None:
