@@ -38,7 +38,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):  # type: ignore[misc
     def __init__(self, engine_address: str) -> None:
         self._engine: Any = None
         self._session: Session | None = None
-        self._running: set[Any] = set()
+        self._active = 0
+        self._lock = threading.Lock()
         if engine_address:
             self._connect(engine_address)
 
@@ -216,6 +217,11 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):  # type: ignore[misc
         self.stop()
         return empty_pb2.Empty()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no operation is under way."""
+        return self._active == 0
+
     def stop(self) -> None:
         """Let every wait end now."""
         if self._session is not None:
@@ -253,6 +259,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):  # type: ignore[misc
 
     def _guard(self, context: Any, redact: Redactor, run: Callable[[], Any]) -> Any:
         """Run an operation; whatever goes wrong becomes a status without secrets and without a traceback."""
+        with self._lock:
+            self._active += 1
         try:
             return run()
         except Failure as failure:
@@ -271,6 +279,9 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):  # type: ignore[misc
                 grpc.StatusCode.INTERNAL,
                 redact(f"the Kubernetes plugin failed: {type(error).__name__}: {error} ({where})"),
             )
+        finally:
+            with self._lock:
+                self._active -= 1
 
 
 def _place(error: BaseException) -> str:
@@ -333,9 +344,15 @@ def main(arguments: list[str]) -> int:
     server.start()
     print(port, flush=True)
     done = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Ctrl-C reaches the whole process group; the engine says itself, by Cancel, when it is time.
-        signal.signal(number, (lambda *_: done.set()) if number == signal.SIGTERM else signal.SIG_IGN)
+
+    def interrupted(*_: object) -> None:
+        # The engine ends its plugins by SIGINT, and kills them five seconds later. A Ctrl-C that reaches this process while
+        # it is at work is not meant for it: the engine says by Cancel when it is time.
+        if provider.idle:
+            done.set()
+
+    signal.signal(signal.SIGTERM, lambda *_: done.set())
+    signal.signal(signal.SIGINT, interrupted)
     parent = os.getppid()
     while not done.wait(0.5) and os.getppid() == parent:
         pass
