@@ -47,12 +47,16 @@ class Cluster:
     supervisor_pid: int
 
     def enter(self) -> None:
-        """Move this process into the cluster's network, where that is not the machine's own. Needs a single thread."""
-        if (
-            self.rootless
-            and Path("/proc/self/ns/net").stat().st_ino != Path(f"/proc/{self.supervisor_pid}/ns/net").stat().st_ino
-        ):
-            _system.enter_namespaces(self.supervisor_pid, ("user", "net"))
+        """Go on inside the cluster's network, where that is not the machine's own, by starting this command again in there.
+
+        A process may only change its user namespace while it has one thread, which numerical libraries do not promise.
+        """
+        inside = f"/proc/{self.supervisor_pid}/ns/net"
+        if not self.rootless or Path("/proc/self/ns/net").stat().st_ino == Path(inside).stat().st_ino:
+            return
+        sys.stdout.flush()
+        where = [f"--target={self.supervisor_pid}", "--user", "--net", "--preserve-credentials"]
+        os.execvp("nsenter", ["nsenter", *where, "--", *sys.orig_argv])
 
     def environment(self, root: Path) -> dict[str, str]:
         """What pulumi, kubectl and helm need to work on this cluster for the project at `root`; what is set already stays."""

@@ -71,17 +71,6 @@ def bind_mount(source: Path, target: Path) -> None:
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None), f"mount {source} on {target}")
 
 
-def enter_namespaces(pid: int, kinds: tuple[str, ...]) -> None:
-    """Enter the namespaces `kinds` (`user`, `net`, `mnt`) of process `pid`; the process must have one thread."""
-    descriptors = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds]
-    try:
-        for kind, descriptor in zip(kinds, descriptors, strict=True):
-            _check(_libc.setns(descriptor, 0), f"setns({kind} of process {pid})")
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
 def userns_remedy() -> str:
     """The command by which an administrator allows what `new_user_and_network` was refused."""
     knobs = (
