@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -150,31 +148,6 @@ def test_a_broken_stack_file_is_one_clear_error_without_traceback(pulumi: Pulumi
         assert "Traceback" not in shown
     finally:
         path.write_text(text)
-
-
-def test_a_killed_up_is_carried_on_by_the_next(pulumi: Pulumi, checkout: Path, environment: dict[str, str]) -> None:
-    pulumi("destroy", "-s", "local-prod", "--yes", "--skip-preview")
-    command = ["pulumi", "up", "-s", "local-prod", "--yes", "--skip-preview", "--non-interactive"]
-    process = subprocess.Popen(
-        command,
-        cwd=checkout,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Release engine creating" in line:
-            break
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # The lock of the killed one has to be taken away by hand: nobody else can know that it is dead.
-    pulumi("cancel", "-s", "local-prod", "--yes")
-    pulumi("up", "-s", "local-prod", "--yes", "--skip-preview")
-    assert "unchanged" in pulumi("up", "-s", "local-prod", "--yes", "--skip-preview").stdout
 
 
 def test_destroy_leaves_nothing(pulumi: Pulumi, kubectl: Any) -> None:
