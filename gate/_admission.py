@@ -1,40 +1,76 @@
-"""Letting a release in: the check inside the program, and the promotion that makes it pass."""
+"""The check inside the program: may this stack deploy this release now?
+
+A verdict in evidence is not believed. The numbers are judged anew, by the promise of the stack that wants to use them.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-
-from pydantic import ValidationError
-from ruamel.yaml import YAML
+from typing import TYPE_CHECKING
 
 import stacks
+from bench.results import Result
 
-from ._envelope import load_keys
-from ._errors import EvidenceBroken, GateRefused
-from ._evidence import result_of, signed_at
-from ._judge import Criterion, Outcome, Verdict, combine, judge
+from ._approvals import approvals_for, overridden, required
+from ._errors import GateRefused
+from ._evidence import result_of
+from ._judge import Criterion, Verdict, combine, judge
+from ._keys import load_keys
+from ._lines import (
+    Case,
+    age,
+    engine,
+    environment,
+    looks,
+    planned_runs,
+    soak,
+    subject,
+    surroundings,
+    traffic,
+    unchanged_policy,
+)
+from ._lines import line as plain_line
+from ._regression import Calibration, Noise, check_thresholds, regression
 from ._scale import scale
-from ._store import Entry, open_store
+from ._statements import newest
+from ._store import Entry, location_of, open_store
 
-# What must be the same where evidence was made and where it is used. The simulator's numbers never admit real GPUs.
-_MATCHING = ("accelerator", "mig_profile", "machine_type", "simulated")
-# Clocks of two machines may differ by this much; evidence from further in the future is refused.
-_CLOCK_SKEW = timedelta(minutes=5)
+if TYPE_CHECKING:
+    import planner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """The gate's yes. `gated` is False for a stack that the pipeline lets in without evidence."""
+    """The gate's yes. `gated` is False for a stack that the pipeline lets in without evidence.
+
+    `approvals`: digests of those in force for this release on this stack.
+    """
 
     gated: bool
     evidence: str | None = None
     verdict: Verdict | None = None
+    approvals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """All statements of the stage before (`measured`) and of the stack itself (`own`); one list where it is one store."""
+
+    measured: Sequence[Entry]
+    own: Sequence[Entry]
+
+
+def read_stores(stack: stacks.Stack, stage: stacks.Stage, root: Path) -> Stores:
+    """Read and verify both stores. Raises EvidenceBroken where one cannot be read: closed, not open."""
+    keys = load_keys(root)
+    own = open_store(stack.evidence, root, keys).entries()
+    source = stacks.load_stack(str(stage.after), root).evidence
+    if location_of(source) == location_of(stack.evidence):
+        return Stores(measured=own, own=own)
+    return Stores(measured=open_store(source, root, keys).entries(), own=own)
 
 
 def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime) -> Admission:
@@ -57,195 +93,198 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
             f"{stack.name} would deploy another release than was promoted: a file was edited after the promotion\n"
             f"  promoted: {stack.promotion.release}\n  found:    {release_digest}\n  {how}"
         )
-    entries = _entries(stack, root)
-    entry = next((entry for entry in entries if entry.digest == stack.promotion.evidence), None)
+    stores = read_stores(stack, stage, root)
+    entry = next((entry for entry in stores.measured if entry.digest == stack.promotion.evidence), None)
     if entry is None:
         raise GateRefused(
-            f"the evidence of the promotion is not in the store of {stack.name}\n"
+            f"the evidence of the promotion is not in the store of {stage.after}\n"
             f"  missing: {stack.promotion.evidence}\n  {how}"
         )
-    newest = _newest(entries, stage.after, release_digest)
+    promotion = promotion_of(stores.own, stack)
+    last = newest(stores.measured, "measurement", stage.after, release_digest)
     # A later measurement of the same release counts too: a promotion does not outlive a failure.
-    for candidate in (entry, newest):
-        if candidate is not None:
-            verdict = _admit(stack, stage, candidate, release_digest, now)
-            if verdict.outcome != "pass":
-                raise GateRefused(_refusal(stack, stage.after, candidate, verdict, how))
-    return Admission(gated=True, evidence=entry.digest, verdict=verdict)
+    later = last if last is not None and last.number > entry.number else None
+    verdict = None
+    for candidate in filter(None, (entry, later)):
+        verdict = admit(stack, stage, candidate, stores, release_digest, now, promotion=promotion)
+        if verdict.outcome != "pass":
+            raise GateRefused(refusal(stack, stage.after, candidate, verdict, how))
+    assert verdict is not None
+    return Admission(
+        gated=True, evidence=entry.digest, verdict=verdict, approvals=used(stores, stack, release_digest, now)
+    )
 
 
-def promote(source: str, target: str, root: Path, *, release_digest: str, now: datetime) -> tuple[Admission, bool]:
-    """Write the source's release and the promotion record into the target's stack file, if the evidence admits it.
-
-    `release_digest` is that of the source's release. Nothing else of the file changes. Gives the admission, and whether the
-    file changed (False when it said so already). Raises GateRefused or InputError; the file is then untouched.
-    """
-    origin, goal = stacks.load_stack(source, root), stacks.load_stack(target, root)
-    stage = stacks.load_pipeline(root).stage(target)
-    if stage is None or stage.after != source:
-        after = stage.after if stage is not None else None
-        raise stacks.InputError(
-            where="stacks/pipeline.yaml",
-            got=f"promotion from {source} into {target}",
-            allowed=f"{target} takes releases from {after}" if after else f"{target} is not gated",
-            fix=f"tollgate promote {after} {target}"
-            if after
-            else f"set tollgate:release in its file and run pulumi up -s {target}",
-        )
-    entries = _entries(origin, root)
-    entry = _newest(entries, source, release_digest)
-    if entry is None:
-        raise GateRefused(
-            f"no evidence of release {origin.release.name} ({release_digest[:19]}…) on {source}\n"
-            f"  fix: pulumi up -s {source}, which measures it"
-        )
-    candidate = goal.model_copy(update={"release": origin.release})
-    verdict = _admit(candidate, stage, entry, release_digest, now)
-    if verdict.outcome != "pass":
-        raise GateRefused(
-            _refusal(goal, source, entry, verdict, f"fix: improve the release, then pulumi up -s {source}")
-        )
-    changed = _write(stacks.stack_path(target, root), origin, release_digest, entry.digest, now)
-    return Admission(gated=True, evidence=entry.digest, verdict=verdict), changed
-
-
-def newest(stack: stacks.Stack, root: Path, release_digest: str) -> Entry | None:
-    """The newest evidence of this release on this stack, verified, or None."""
-    return _newest(_entries(stack, root), stack.name, release_digest)
-
-
-def _entries(stack: stacks.Stack, root: Path) -> list[Entry]:
-    return open_store(stack.evidence, root, load_keys(root)).entries()
-
-
-def _newest(entries: list[Entry], stack: str, release_digest: str) -> Entry | None:
-    wanted = release_digest.removeprefix("sha256:")
+def promotion_of(own: Sequence[Entry], stack: stacks.Stack) -> Entry | None:
+    """The signed statement behind the promotion record in the stack's file, or None for a record written by hand."""
+    record = stack.promotion
     return next(
         (
             entry
-            for entry in reversed(entries)
-            if entry.facts.get("stack") == stack and entry.statement["subject"][0]["digest"]["sha256"] == wanted
+            for entry in reversed(own)
+            if record is not None
+            and entry.kind == "promotion"
+            and entry.stack == stack.name
+            and entry.release == record.release
+            and entry.facts["evidence"] == record.evidence
         ),
         None,
     )
 
 
-def _admit(stack: stacks.Stack, stage: stacks.Stage, entry: Entry, release_digest: str, now: datetime) -> Verdict:
-    """Judge evidence anew, from its numbers, by the promise of the stack that wants to use it."""
-    try:
-        result = result_of(entry)
-    except ValidationError as error:
-        raise EvidenceBroken(
-            f"evidence {entry.digest[:19]}…: its result is not one: {error.errors()[0]['msg']}"
-        ) from None
-    criteria = stage.criteria
-    planned = entry.facts.get("planned_runs")
-    verdict = judge(stack.objectives, criteria, result, planned_runs=planned if isinstance(planned, int) else None)
+def admit(
+    stack: stacks.Stack,
+    stage: stacks.Stage,
+    entry: Entry,
+    stores: Stores,
+    release_digest: str,
+    now: datetime,
+    *,
+    promotion: Entry | None = None,
+    baseline: str | None = None,
+    rollback: bool = False,
+) -> Verdict:
+    """Judge evidence for a stack.
+
+    A stack with a promotion record is judged for what was promoted, by the signed `promotion` behind that record; one
+    without for a promotion, against `baseline` (digest of the evidence of what it ran before), or for a `rollback`, which
+    is not asked whether its evidence has expired or how it compares with what it replaces.
+    """
+    import planner
+
+    plan = planner.plan(stack)
+    result = priced(result_of(entry), plan)
+    criteria, planned = stage.criteria, planned_runs(entry)
+    case = Case(
+        stack=stack,
+        stage=stage,
+        release=release_digest,
+        entry=entry,
+        result=result,
+        measured=stores.measured,
+        own=stores.own,
+    )
+    # What no approval can override stands first.
+    fixed = [subject(case)]
+    rollback = rollback or (promotion is not None and promotion.facts.get("rollback") is not None)
+    if stack.promotion is not None:
+        fixed += _promoted(stack, promotion, criteria)
+        baseline = promotion.facts.get("baseline") if promotion is not None else None
+    objective = judge(stack.objectives, criteria, result, planned_runs=planned)
     lines = [
-        _subject(entry, release_digest, stage),
-        _freshness(entry, criteria, now),
-        *_environment(stack, result.environment),
-        *verdict.criteria,
-        scale(stack, criteria, result),
+        age(case, now, expires=not rollback),
+        *soak(case, now),
+        *([] if rollback else looks(case, now)),
+        environment(case),
+        engine(case),
+        *traffic(case),
+        *objective.criteria,
+        scale(stack, criteria, result, plan),
+        *([] if rollback else _regressions(case, baseline, planned or len(result.runs))),
     ]
-    return combine(lines, criteria.confidence, verdict.runs)
+    given = approvals_for(stores.own, stack.name, release_digest)
+    lines = overridden(lines, given, now)
+    if criteria.approvals:
+        lines.append(required(given, criteria.approvals, now))
+    return combine([*fixed, *lines], criteria.confidence, objective.runs)
 
 
-def _line(metric: str, needed: str, outcome: Outcome, why: str) -> Criterion:
-    return Criterion(metric=metric, needed=needed, measured=None, bound=None, outcome=outcome, why=why)
+def _promoted(stack: stacks.Stack, promotion: Entry | None, criteria: stacks.Criteria) -> list[Criterion]:
+    if promotion is None:
+        why = "the record in the stack's file has no signed statement behind it: it was written or edited by hand"
+        return [plain_line("promotion", "signed", "mismatch", why)]
+    return [
+        plain_line("promotion", "signed", "pass", f"statement {promotion.digest[7:19]}"),
+        unchanged_policy(promotion, stack, criteria),
+    ]
 
 
-def _subject(entry: Entry, release_digest: str, stage: stacks.Stage) -> Criterion:
-    found = "sha256:" + str(entry.statement["subject"][0]["digest"]["sha256"])
-    measured_on = entry.facts.get("stack")
-    same = found == release_digest == entry.facts["result"]["release"] and measured_on == stage.after
-    why = "this release, measured on the stage before" if same else f"it is of {found[:19]}… on {measured_on}"
-    return _line("subject", release_digest[:19] + "…", "pass" if same else "mismatch", why)
+def priced(result: Result, plan: planner.Plan) -> Result:
+    """The result with the cost of tokens at the price of the fleet that will make them: per replica and hour."""
+    hourly = plan.cost_per_hour_max_usd / max(1, plan.replicas_max) * result.replicas
+    runs = []
+    for run in result.runs:
+        metrics = {name: value for name, value in run.metrics.items() if name != "cost_per_million_tokens_usd"}
+        if tokens := metrics.get("output_tokens_per_second"):
+            metrics["cost_per_million_tokens_usd"] = hourly / (tokens * 3600) * 1e6
+        runs.append(run.model_copy(update={"metrics": metrics}))
+    return result.model_copy(update={"runs": tuple(runs)})
 
 
-def _freshness(entry: Entry, criteria: stacks.Criteria, now: datetime) -> Criterion:
-    age = now - signed_at(entry)
-    needed = f"≤ {criteria.max_evidence_age_hours:g} h old"
-    if age < -_CLOCK_SKEW:
-        return _line("age", needed, "stale", "signed in the future: a clock is wrong")
-    hours = max(0.0, age.total_seconds() / 3600)
-    fresh = hours <= criteria.max_evidence_age_hours
-    return _line("age", needed, "pass" if fresh else "stale", f"{hours:.1f} h old")
+def _regressions(case: Case, baseline: str | None, runs: int) -> list[Criterion]:
+    criteria = case.stage.criteria
+    if not criteria.max_regression:
+        return []
+    calibration = calibration_of(case)
+    check_thresholds(case.stage, calibration, runs)
+    before = next((entry for entry in case.measured if entry.digest == baseline), None)
+    if baseline is not None and before is None:
+        raise GateRefused(f"the baseline of the promotion is not in the store of {case.stage.after}: {baseline}")
+    result = result_of(before) if before is not None else None
+    return [
+        regression(metric, limit, criteria, case.result, result, calibration)
+        for metric, limit in criteria.max_regression.items()
+    ]
 
 
-def _environment(stack: stacks.Stack, measured: dict[str, str | int | float | bool]) -> Iterator[Criterion]:
-    wanted: dict[str, str | bool] = {
-        "accelerator": stack.release.accelerator.gpu,
-        "mig_profile": stack.release.accelerator.mig_profile or "",
-        "machine_type": stack.fleet.machine_type,
-        "simulated": stack.target == "local",
-    }
-    for key in _MATCHING:
-        same = measured.get(key) == wanted[key]
-        shown = "none" if wanted[key] == "" else str(wanted[key])
-        yield _line(
-            key, shown, "pass" if same else "mismatch", "as measured" if same else f"measured on {measured.get(key)!r}"
+def calibration_of(case: Case) -> Calibration | None:
+    """The newest calibration of the environment that the evidence was made in, or None."""
+    for entry in reversed(case.measured):
+        here = entry.kind == "calibration" and entry.stack == case.stage.after
+        if here and entry.facts["surroundings"] == surroundings(case.result.environment):
+            return Calibration(noise={name: Noise(**noise) for name, noise in entry.facts["noise"].items()})
+    return None
+
+
+def used(stores: Stores, stack: stacks.Stack, release_digest: str, now: datetime) -> tuple[str, ...]:
+    """The approvals in force for that release on that stack."""
+    given = approvals_for(stores.own, stack.name, release_digest)
+    return tuple(approval.digest for approval in given if now < approval.expires)
+
+
+def assess(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime) -> tuple[Entry, Verdict]:
+    """The newest evidence of this release on this stack, judged by the stack's own promise and criteria.
+
+    Raises GateRefused when there is none.
+    """
+    entry = newest_evidence(stack, root, release_digest)
+    if entry is None:
+        raise GateRefused(
+            f"no evidence of release {stack.release.name} ({release_digest[:19]}…) on {stack.name}\n"
+            f"  fix: pulumi up -s {stack.name}, which measures it"
         )
+    stage = stacks.load_pipeline(root).stage(stack.name)
+    criteria = stage.criteria if stage is not None else stacks.Criteria()
+    verdict = judge(stack.objectives, criteria, result_of(entry), planned_runs=planned_runs(entry))
+    return entry, verdict
 
 
-def _refusal(stack: stacks.Stack, source: str, entry: Entry, verdict: Verdict, how: str) -> str:
+def newest_evidence(stack: stacks.Stack, root: Path, release_digest: str) -> Entry | None:
+    """The newest measurement of this release on this stack, verified, or None."""
+    entries = open_store(stack.evidence, root, load_keys(root)).entries()
+    return newest(entries, "measurement", stack.name, release_digest)
+
+
+def refusal(stack: stacks.Stack, source: str, entry: Entry, verdict: Verdict, how: str) -> str:
+    """The whole answer: what, the table, on which evidence, and what to do."""
     return (
-        f"{stack.name} refuses release {entry.statement['subject'][0]['name']}: {verdict.outcome}\n"
+        f"{stack.name} refuses release {entry.release_name}: {verdict.outcome}\n"
         f"{table(verdict)}\n"
         f"  evidence {entry.digest[:19]}… of {source}, signed {entry.facts['signed_at']}, "
-        f"{verdict.runs} runs, one-sided bounds at {verdict.confidence:.0%}\n  {how}"
+        f"{verdict.runs} runs, one-sided bounds over runs\n  {how}"
     )
 
 
 def table(verdict: Verdict) -> str:
-    """The criteria as aligned text: criterion, needed, measured, bound, outcome, why."""
-    rows = [("criterion", "needed", "measured", "bound", "outcome", "why")]
+    """The criteria as aligned text: criterion, needed, measured, bound, confidence, outcome, why."""
+    rows = [("criterion", "needed", "measured", "bound", "at", "outcome", "why")]
     for line in verdict.criteria:
         measured = "" if line.measured is None else f"{line.measured:.4g}"
         bound = "" if line.bound is None else f"{line.bound:.4g}"
-        rows.append((line.metric, line.needed, measured, bound, line.outcome, line.why))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        at = "" if line.confidence is None else f"{line.confidence * 100:.4g} %"
+        rows.append((line.metric, line.needed, measured, bound, at, line.outcome, line.why))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join(
-        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip()
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]).rstrip()
         for row in rows
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    folder = path.parents[1] / ".tollgate"
-    folder.mkdir(exist_ok=True)
-    with (folder / "promotion.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, origin: stacks.Stack, release_digest: str, evidence: str, now: datetime) -> bool:
-    """Change only the release and the promotion record; comments, order and fleet settings stay as they are."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    with _locked(path):
-        document = yaml.load(path.read_text(encoding="utf-8"))
-        config = document["config"]
-        present = config.get("tollgate:promotion") or {}
-        same = (
-            config.get("tollgate:release") == origin.release.name
-            and present.get("release") == release_digest
-            and present.get("evidence") == evidence
-        )
-        if same:
-            return False
-        config["tollgate:release"] = origin.release.name
-        config["tollgate:promotion"] = {
-            "from": origin.name,
-            "release": release_digest,
-            "evidence": evidence,
-            "at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        text = io.StringIO()
-        yaml.dump(document, text)
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        temporary.replace(path)
-    return True

@@ -1,4 +1,9 @@
-"""The gate's own no, told apart from failures and wrong input by exit code 3."""
+"""The gate's own no, told apart from failures and wrong input by exit code 3.
+
+TollgateError
+└── GateRefused           exit code 3: the evidence does not admit the release
+    └── EvidenceBroken    what is stored is not what was signed, or cannot be read: closed until that is repaired
+"""
 
 from __future__ import annotations
 

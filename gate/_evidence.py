@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 import stacks
 from bench.results import Result
 
-from ._envelope import load_keys
+from ._errors import EvidenceBroken
 from ._judge import Verdict, judge
-from ._store import Entry, open_store
+from ._keys import load_keys
+from ._statements import Subject, statement
+from ._store import Entry, Store, location_of, open_store
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
 # test-result v0.1 knows three words; the exact one is in our own part.
 _WORDS = {"pass": "PASSED", "fail": "FAILED"}
 
@@ -29,6 +33,13 @@ class Evidence:
     digest: str
     verdict: str
     entry: Entry
+
+
+def writable(location: str, root: Path) -> Store:
+    """The store of that address with a key to sign: made on first use for a folder, given from outside for a bucket."""
+    keys = load_keys(root, create=location_of(location).startswith("file://"))
+    # Reloaded, because a key made just now is trusted from here on.
+    return open_store(location, root, load_keys(root) if keys.signer else keys)
 
 
 def record(stack: stacks.Stack, result: Result, *, release_digest: str, root: Path, now: datetime) -> Evidence:
@@ -48,28 +59,42 @@ def record(stack: stacks.Stack, result: Result, *, release_digest: str, root: Pa
     verdict = judge(stack.objectives, criteria, result, planned_runs=planned)
     measured = _without_histograms(result)
     identity = stacks.digest(measured)
-    keys = load_keys(root, create=stack.evidence.startswith("file://"))
-    # Reloaded, because a key made just now is trusted from here on.
-    store = open_store(stack.evidence, root, load_keys(root) if keys.signer else keys)
 
     def make(previous: str, entries: list[Entry]) -> Mapping[str, Any] | Entry:
         for entry in entries:
-            if entry.facts.get("result_digest") == identity:
+            if entry.kind == "measurement" and entry.facts.get("result_digest") == identity:
                 return entry
-        return _statement(stack, release_digest, verdict, measured, identity, previous, now, root, planned)
+        return statement(
+            "measurement",
+            stack=stack.name,
+            subject=Subject(name=stack.release.name, digest=release_digest),
+            previous=previous,
+            now=now,
+            outer=_outer(verdict, measured),
+            facts={
+                "result_digest": identity,
+                "planned_runs": planned,
+                "release": stack.release.model_dump(mode="json"),
+                "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
+                "verdict": verdict.plain(),
+                "result": measured,
+                "source": _source(root),
+                "tools": _tools(result),
+                "price_book": _price_book(),
+            },
+        )
 
-    entry = store.append(make)
+    entry = writable(stack.evidence, root).append(make, now)
     return Evidence(digest=entry.digest, verdict=str(entry.facts["verdict"]["outcome"]), entry=entry)
 
 
 def result_of(entry: Entry) -> Result:
-    """The result that evidence carries, validated again. Raises EvidenceBroken via pydantic's ValueError text upstream."""
-    return Result.model_validate(entry.facts["result"])
-
-
-def signed_at(entry: Entry) -> datetime:
-    """When the evidence was signed, in UTC."""
-    return datetime.fromisoformat(str(entry.facts["signed_at"]))
+    """The result that evidence carries, validated again. Raises EvidenceBroken where it is not one."""
+    try:
+        return Result.model_validate(entry.facts["result"])
+    except (ValidationError, KeyError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "there is none"
+        raise EvidenceBroken(f"evidence {entry.digest[:19]}…: its result is not one: {what}") from None
 
 
 def _without_histograms(result: Result) -> dict[str, Any]:
@@ -79,45 +104,37 @@ def _without_histograms(result: Result) -> dict[str, Any]:
     return plain
 
 
-def _statement(
-    stack: stacks.Stack,
-    release_digest: str,
-    verdict: Verdict,
-    measured: dict[str, Any],
-    identity: str,
-    previous: str,
-    now: datetime,
-    root: Path,
-    planned: int | None,
-) -> dict[str, Any]:
+def _outer(verdict: Verdict, measured: Mapping[str, Any]) -> dict[str, Any]:
     by_outcome: dict[str, list[str]] = {"pass": [], "fail": [], "inconclusive": []}
     for line in verdict.criteria:
         by_outcome.setdefault(line.outcome, []).append(line.metric)
+    traffic = stacks.digest(measured["traffic"]).removeprefix("sha256:")
     return {
-        "_type": STATEMENT_TYPE,
-        "subject": [{"name": stack.release.name, "digest": {"sha256": release_digest.removeprefix("sha256:")}}],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "result": _WORDS.get(verdict.outcome, "WARNED"),
-            "configuration": [
-                {"name": "traffic", "digest": {"sha256": stacks.digest(measured["traffic"]).removeprefix("sha256:")}}
-            ],
-            "passedTests": by_outcome["pass"],
-            "warnedTests": by_outcome["inconclusive"],
-            "failedTests": by_outcome["fail"],
-            "tollgate": {
-                "stack": stack.name,
-                "signed_at": now.astimezone(UTC).isoformat(timespec="seconds"),
-                "previous": previous,
-                "result_digest": identity,
-                "planned_runs": planned,
-                "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
-                "verdict": verdict.plain(),
-                "result": measured,
-                "source": _source(root),
-            },
-        },
+        "result": _WORDS.get(verdict.outcome, "WARNED"),
+        "configuration": [{"name": "traffic", "digest": {"sha256": traffic}}],
+        "passedTests": by_outcome["pass"],
+        "warnedTests": by_outcome["inconclusive"],
+        "failedTests": by_outcome["fail"],
     }
+
+
+def _tools(result: Result) -> dict[str, str]:
+    return {
+        "bench": result.tool_version,
+        "python": platform.python_version(),
+        "cryptography": version("cryptography"),
+        "scipy": version("scipy"),
+    }
+
+
+def _price_book() -> dict[str, str]:
+    import planner
+
+    book = planner.price_book()
+    rows = {
+        f"{region} {name}": [str(price.on_demand), str(price.spot)] for (region, name), price in book.prices.items()
+    }
+    return {"source": book.source, "as_of": book.as_of, "digest": stacks.digest(rows)}
 
 
 def _source(root: Path) -> dict[str, str | bool]:

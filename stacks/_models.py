@@ -213,14 +213,23 @@ class Criteria(Model):
 
     `confidence`: of the one-sided bounds over runs. `max_evidence_age_hours`: older is stale.
     `headroom`: measured capacity × fleet at max must carry the target's traffic this many times.
-    `max_regression`: largest accepted worsening against the baseline, per metric, as a share (0.1: 10 %).
+    `max_regression`: largest accepted worsening against the baseline, per metric, as a share (0.1: 10 %); of a metric that
+    is a share itself (error rate, goodput) in points (0.01: one in a hundred requests more).
+    `min_requests`: answered in every run; fewer have no 95th percentile. `looks`: how often a release may be measured until
+    it passes; the permitted error is divided among them. `soak_hours`: since it first passed. `approvals`: signed ones, each
+    by another key. `match`: what must be the same besides accelerator, slice and whether the engine is simulated.
     """
 
     min_runs: Annotated[int, Field(ge=2, le=100)] = 3
+    min_requests: Annotated[int, Field(ge=20, le=1_000_000)] = 50
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    looks: Annotated[int, Field(ge=1, le=10)] = 1
     max_evidence_age_hours: Positive = 168.0
+    soak_hours: NonNegative = 0.0
     headroom: Positive = 1.0
     max_regression: dict[str, Positive] = {}
+    approvals: Annotated[int, Field(ge=0, le=10)] = 0
+    match: tuple[Literal["machine_type", "region", "target"], ...] = ("machine_type",)
 
     @field_validator("max_regression")
     @classmethod

@@ -26,6 +26,8 @@ COMMANDS = {
     "evidence": "List, show, verify and compare evidence.",
     "gate": "Judge a stack; exits 0 only on a pass.",
     "promote": "Let a stack's release into the next stack.",
+    "approve": "Sign an approval or a limited override of a release.",
+    "rollback": "Return a stack to the release it ran before.",
     "demo": "The whole loop on the embedded cluster, in about three minutes.",
 }
 

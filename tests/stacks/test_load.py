@@ -136,3 +136,15 @@ def test_outside_of_a_project_the_error_says_where_to_go(tmp_path: Path) -> None
 def test_spot_with_a_reservation_is_refused(project: Path) -> None:
     edit(project, "Pulumi.local-dev.yaml", "nodes: {", "spot: true\n    reservation: mine\n    nodes: {")
     assert "spot machines cannot use a reservation" in refused(project).allowed
+
+
+def test_criteria_have_safe_defaults_and_refuse_what_would_open_the_gate(project: Path) -> None:
+    criteria = stacks.Criteria()
+    assert (criteria.looks, criteria.approvals, criteria.soak_hours, criteria.min_requests) == (1, 0, 0.0, 50)
+    assert criteria.match == ("machine_type",)
+    for wrong in ("looks: 0", "min_requests: 3", "match: [colour]", "approvals: -1", "max_regression: {e2e: 0.1}"):
+        (project / "stacks" / "pipeline.yaml").write_text(
+            f"stages:\n  - stack: local-dev\n    criteria: {{{wrong}}}\n", encoding="utf-8"
+        )
+        with pytest.raises(stacks.InputError, match=r"pipeline\.yaml"):
+            stacks.load_pipeline(project)

@@ -1,23 +1,34 @@
-"""`tollgate evidence`: what was measured, signed and by whom."""
+"""`tollgate evidence`: what was measured, let in and approved, signed and by whom."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 import gate
 import stacks
+from bench.results import Result
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and verify evidence.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="List, show, verify and compare evidence; history of a stack; noise of an environment.",
+)
 
 _StackOption = Annotated[
     str | None, typer.Option("--stack", help="Whose store; default: the first stage of the pipeline.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+_Digest = Annotated[str, typer.Argument(help="Its digest or the start of it.")]
 
 
 def _entries(stack: str | None) -> list[gate.Entry]:
@@ -28,15 +39,16 @@ def _entries(stack: str | None) -> list[gate.Entry]:
 
 @app.command("list")
 def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
-    """Every piece of evidence, oldest first; each signature and the chain are verified on the way."""
+    """Every statement, oldest first; each signature and the chain are verified on the way."""
     rows = [
         {
             "number": entry.number,
             "evidence": entry.digest,
-            "stack": entry.facts["stack"],
-            "release": entry.statement["subject"][0]["name"],
-            "digest": "sha256:" + entry.statement["subject"][0]["digest"]["sha256"],
-            "verdict": entry.facts["verdict"]["outcome"],
+            "kind": entry.kind,
+            "stack": entry.stack,
+            "release": entry.release_name,
+            "digest": entry.release,
+            "verdict": entry.facts["verdict"]["outcome"] if entry.kind == "measurement" else "",
             "signed_at": entry.facts["signed_at"],
         }
         for entry in _entries(stack)
@@ -44,19 +56,17 @@ def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("#", "evidence", "stack", "release", "digest", "verdict", "signed", box=None)
+    table = Table("#", "evidence", "kind", "stack", "release", "digest", "verdict", "signed", box=None)
     for row in rows:
-        shown = [str(row["number"]), row["evidence"][7:19], row["stack"], row["release"], row["digest"][7:19]]
-        table.add_row(*shown, row["verdict"], row["signed_at"])
+        shown = [str(row["number"]), row["evidence"][7:19], row["kind"], row["stack"], row["release"]]
+        table.add_row(*shown, row["digest"][7:19], row["verdict"], row["signed_at"])
     Console().print(table if rows else "no evidence yet: pulumi up on a stack with a benchmark makes it")
 
 
 @app.command()
-def show(
-    evidence: Annotated[str, typer.Argument(help="Its digest or the start of it.")], stack: _StackOption = None
-) -> None:
+def show(evidence: _Digest, stack: _StackOption = None) -> None:
     """One statement, whole, as it was signed."""
-    typer.echo(json.dumps(_find(evidence, stack).statement, indent=2, sort_keys=True))
+    typer.echo(json.dumps(_find(evidence, stack).statement, indent=2, sort_keys=True, ensure_ascii=False))
 
 
 @app.command()
@@ -64,7 +74,71 @@ def verify(stack: _StackOption = None) -> None:
     """Check every signature and the chain; exits 3 with the first thing that is wrong."""
     entries = _entries(stack)
     last = f", newest {entries[-1].digest[7:19]}" if entries else ""
-    typer.echo(f"{len(entries)} pieces of evidence: every signature holds and the chain is whole{last}")
+    typer.echo(f"{len(entries)} statement(s): every signature holds and the chain is whole{last}")
+
+
+@app.command()
+def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: _Json = False) -> None:
+    """What two measurements differ in: release, traffic, environment, tools, and each metric's mean over runs."""
+    first, second = (_measurement(_find(name, stack)) for name in (one, two))
+    rows = list(_differences(first, second))
+    if as_json:
+        typer.echo(json.dumps([{"what": what, "one": a, "two": b} for what, a, b, _ in rows], indent=2))
+        return
+    table = Table("", one[:19], two[:19], "change", box=None)
+    for what, a, b, change in rows:
+        table.add_row(what, _shown(a), _shown(b), change)
+    Console().print(table if rows else "no difference")
+
+
+@app.command()
+def history(stack: Annotated[str, typer.Argument(help="Whose.")], as_json: _Json = False) -> None:
+    """What ran when on a stack, on what evidence, approved by whom; from the signed statements alone."""
+    events = gate.history(stack, stacks.project_root())
+    if as_json:
+        plain = [{**vars(event), "at": event.at.isoformat()} for event in events]
+        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    table = Table("at (UTC)", "", "release", "digest", "what", "key", box=None)
+    for event in events:
+        when = f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M}"
+        table.add_row(when, event.kind, event.release_name, event.release[7:19], event.what, event.by)
+    Console().print(table if events else f"nothing was signed about {stack} yet")
+
+
+@app.command()
+def calibrate(
+    stack: Annotated[str, typer.Argument(help="Where the sessions were measured.")],
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Results of `tollgate bench --output`; default: all in the store.")
+    ] = None,
+) -> None:
+    """Measure an environment's noise from several measurements of one release (A/A), and sign it."""
+    root = stacks.project_root()
+    sessions = [_result(path) for path in results or []]
+    loaded = stacks.load_stack(stack, root)
+    found, entry = gate.record_calibration(loaded, sessions, root=root, now=datetime.now(UTC))
+    runs = loaded.benchmark.runs if loaded.benchmark is not None else 5
+    table = Table("metric", "within", "between", f"floor at {runs} runs", "naive false alarms", box=None)
+    for metric, noise in found.noise.items():
+        floor = f"{noise.floor(runs, 0.95):.2%}"
+        table.add_row(metric, f"{noise.within:.2%}", f"{noise.between:.2%}", floor, f"{noise.naive_alarms:.0%}")
+    Console().print(table)
+    typer.echo(
+        "within: of runs in one session; between: of sessions beyond that; floor: the least max_regression that an equal\n"
+        "release passes four times in five; naive false alarms: sessions that differ when only runs are looked at\n"
+        f"signed as {entry.digest[7:19]}"
+    )
+
+
+def _result(path: Path) -> Result:
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        what = str(error).splitlines()[0]
+        raise stacks.InputError(
+            where=str(path), got=what, allowed="a result of tollgate bench", fix="name its file"
+        ) from None
 
 
 def _find(evidence: str, stack: str | None) -> gate.Entry:
@@ -79,3 +153,56 @@ def _find(evidence: str, stack: str | None) -> gate.Entry:
             fix="give the start of exactly one of them",
         )
     return found[0]
+
+
+def _measurement(entry: gate.Entry) -> gate.Entry:
+    if entry.kind != "measurement":
+        raise stacks.InputError(
+            where="EVIDENCE", got=f"{entry.digest[7:19]}, {entry.kind}", allowed="two measurements", fix="see the list"
+        )
+    return entry
+
+
+def _differences(one: gate.Entry, two: gate.Entry) -> list[tuple[str, Any, Any, str]]:
+    rows: list[tuple[str, Any, Any, str]] = []
+    plain = [_flat({"digest": entry.release, **_facts(entry)}) for entry in (one, two)]
+    for key in sorted({*plain[0], *plain[1]}):
+        a, b = plain[0].get(key), plain[1].get(key)
+        if a != b:
+            rows.append((key, a, b, ""))
+    means = [_means(gate.result_of(entry)) for entry in (one, two)]
+    for metric in sorted({*means[0], *means[1]}):
+        a, b = means[0].get(metric), means[1].get(metric)
+        if a != b:
+            rows.append((metric, a, b, f"{b / a - 1:+.1%}" if a and b is not None else ""))
+    return rows
+
+
+def _facts(entry: gate.Entry) -> dict[str, Any]:
+    result = entry.facts["result"]
+    picked = {key: entry.facts[key] for key in ("stack", "release", "objectives", "source", "tools", "price_book")}
+    return {
+        **picked,
+        **{key: result[key] for key in ("traffic", "environment", "server", "replicas")},
+        "runs": len(result["runs"]),
+        "verdict": entry.facts["verdict"]["outcome"],
+    }
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+    return found
+
+
+def _means(result: Result) -> dict[str, float]:
+    names = {name for run in result.runs for name in run.metrics}
+    values = {name: [run.metrics[name] for run in result.runs if name in run.metrics] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
