@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,20 @@ class Run:
 
     async def run(self, known: Object | None) -> None:
         """Start again and again as the policy asks; `known`: what an earlier runner remembered."""
+        while True:
+            try:
+                await self._loop(known)
+                return
+            except Exception as error:  # noqa: BLE001 - reported, and tried again: the container may not vanish
+                # The runner's own log has the whole story; the pod's events have the short one.
+                traceback.print_exc(file=sys.stderr)
+                self._owner.note(
+                    "Failed", f"Error: the pod runner failed on {self.facts.name}: {error!r}", warning=True
+                )
+                await self._pause(_RETRY_SECONDS)
+                known = self.memory() if self.shim is not None and self.shim.alive else None
+
+    async def _loop(self, known: Object | None) -> None:
         one, owner = self.facts, self._owner
         while not self._over():
             began = time.monotonic()

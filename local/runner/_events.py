@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ._api import MERGE, UNREACHABLE, Api, ApiError, Object
 _REMEMBERED = 2000
 _WAITING = 1000
 _COUNT_SECONDS = 5.0
+_WRITE_SECONDS = 5.0
 # Per pod, as the kubelet's own spam filter: this many at once, then one every so often.
 _BURST, _REFILL_SECONDS = 25, 30.0
 
@@ -88,10 +90,14 @@ class Events:
         """One after the other, so that a hundred pods that start do not keep their own status waiting."""
         while True:
             method, path, body = await self._queue.get()
-            with contextlib.suppress(ApiError, *UNREACHABLE):
-                await self._api.request(
-                    method, path, body, kind=MERGE if method == "PATCH" else "application/json", tries=2
-                )
+            kind = MERGE if method == "PATCH" else "application/json"
+            try:
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await self._api.request(method, path, body, kind=kind, tries=2)
+            except (ApiError, TimeoutError, *UNREACHABLE) as error:
+                # A namespace that is being deleted takes no events: nothing to tell anyone.
+                if not isinstance(error, ApiError) or error.code not in (403, 404):
+                    print(f"event not written: {error!r}: {body.get('reason')}: {body.get('message')}", file=sys.stderr)
 
     def _put(self, method: str, path: str, body: Object) -> None:
         with contextlib.suppress(asyncio.QueueFull):

@@ -115,30 +115,37 @@ class _Session:
     async def run(self, shim: Shim, command: list[str], env: Mapping[str, str]) -> dict[str, object]:
         if not command:
             raise StartError("no command was given")
-        outer, inner = pty.openpty() if self._terminal else os.pipe()
-        given, feed = (inner, outer) if self._terminal else os.pipe()
+        if self._terminal:
+            outer, inner = pty.openpty()
+            error_outer, error_inner, feed, given = outer, inner, outer, inner
+            env = {"TERM": "xterm", **env}
+        else:
+            (outer, inner), (error_outer, error_inner), (given, feed) = os.pipe(), os.pipe(), os.pipe()
+        ours, theirs = {outer, error_outer, feed}, {inner, error_inner, given}
         try:
-            settings = {**env, "TERM": env.get("TERM", "xterm")} if self._terminal else dict(env)
             child = inside(
                 shim,
                 command,
-                settings,
+                env,
                 output=inner,
+                errors=error_inner,
                 given=given if self._wants_input else subprocess.DEVNULL,
             )
         except StartError:
-            for handle in {outer, feed}:
+            for handle in ours:
                 os.close(handle)
             raise
         finally:
-            for handle in {inner, given}:
+            for handle in theirs:
                 os.close(handle)
+        for handle in ours:
+            os.set_blocking(handle, False)
         self._input = feed
-        os.set_blocking(feed, False)
         incoming = asyncio.create_task(self._incoming(child))
         ended = asyncio.create_task(_ended(child.pid))
+        streams = [(outer, _STDOUT)] if self._terminal else [(outer, _STDOUT), (error_outer, _STDERR)]
         try:
-            await self._outgoing(outer, ended)
+            await asyncio.gather(*(self._outgoing(handle, number, ended) for handle, number in streams))
             await ended
         finally:
             incoming.cancel()
@@ -148,14 +155,14 @@ class _Session:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
             self._close_input(keep=outer)
-            os.close(outer)
+            for handle, _ in streams:
+                os.close(handle)
             code = child.wait()
         return _status(code if code >= 0 else 128 - code, "")
 
-    async def _outgoing(self, handle: int, ended: asyncio.Task[None]) -> None:
+    async def _outgoing(self, handle: int, stream: int, ended: asyncio.Task[None]) -> None:
         """Copy what the command writes, until it has ended and everything is read."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
-        os.set_blocking(handle, False)
         loop.add_reader(handle, readable.set)
         try:
             while True:
@@ -174,7 +181,7 @@ class _Session:
                     return
                 if not data:
                     return
-                await self._socket.send(_BINARY, bytes([_STDOUT]) + data)
+                await self._socket.send(_BINARY, bytes([stream]) + data)
         finally:
             loop.remove_reader(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import py_compile
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,15 @@ class UnknownImage(Exception):
 class Image:
     """`entrypoint`: in place of the image's own. `programs`: first words of a pod's `command` that mean that entrypoint.
 
-    `arguments`: used where the pod gives none. `shims`: name -> text of small programs for hooks, probes and scripts.
-    `kept`: folders of this machine that the programs need.
+    `arguments`: used where the pod gives none. `shims`: name -> text of small programs for hooks, probes and scripts;
+    `compiled`: Python files that they run, put beside them. `kept`: folders of this machine that the programs need.
     """
 
     entrypoint: tuple[str, ...]
     programs: tuple[tuple[str, ...], ...] = ()
     arguments: tuple[str, ...] = ()
     shims: Mapping[str, str] = field(default_factory=dict)
+    compiled: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[Path, ...] = ()
 
@@ -54,7 +56,7 @@ _SIMULATOR = (sys.executable, "-m", "bench.simulator")
 _OLLAMA_SHIM = """#!/bin/sh
 # The server is the simulator; everything else a client that starts quickly.
 case "${1-serve}" in serve|start) exec "$TOLLGATE_PYTHON" -m bench.simulator ollama "$@";; esac
-exec "$TOLLGATE_PYTHON" -I -S "${0%/*}/ollama_client.py" "$@"
+exec "$TOLLGATE_PYTHON" -I -S "${0%/*}/ollama_client.pyc" "$@"
 """
 _VLLM_SHIM = '#!/bin/sh\nexec "$TOLLGATE_PYTHON" -m bench.simulator vllm "$@"\n'
 _OLLAMA_PROGRAMS = (("ollama",), ("/bin/ollama",), ("/usr/bin/ollama",))
@@ -65,7 +67,8 @@ IMAGES: dict[str, Image] = {
         # `ollama pull` as a pod's command is the client, in the shims.
         programs=tuple((*program, "serve") for program in _OLLAMA_PROGRAMS),
         arguments=("serve",),
-        shims={"ollama": _OLLAMA_SHIM, "ollama_client.py": _CLIENT.read_text()},
+        shims={"ollama": _OLLAMA_SHIM},
+        compiled=(_CLIENT,),
         environment=_PYTHON,
     ),
     "vllm/vllm-openai": Image(
@@ -143,4 +146,9 @@ def write_shims(image: Image, name: str, folder: Path) -> Path | None:
             temporary.write_text(text)
             temporary.chmod(0o755)
             temporary.replace(target)
+    for source in image.compiled:
+        # A main program is compiled anew at every start, unless it comes compiled.
+        target = place / f"{source.stem}.pyc"
+        if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+            py_compile.compile(str(source), cfile=str(target), dfile=source.name, doraise=True)
     return place

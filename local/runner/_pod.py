@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,18 +139,19 @@ class Pod:
     # ------------------------------------------------------------------ life
 
     async def _run(self, known: Mapping[str, Any]) -> None:
-        try:
-            await self._prepare()
-            if await self._initialize(known):
-                await asyncio.gather(*(one.run(known.get(one.facts.name)) for one in self._mains))
-                sidecars = [one for one in self._inits if one.facts.sidecar]
-                # The last one started is the first to go.
-                for one in reversed(sidecars):
-                    await one.stop(lambda: self._grace)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one pod's trouble must not end the runner
-            self.note("Failed", f"the pod runner could not run the pod: {error!r}", warning=True)
+        while True:
+            try:
+                await self._prepare()
+                break
+            except Exception as error:  # noqa: BLE001 - reported, and tried again: the pod may not vanish
+                traceback.print_exc(file=sys.stderr)
+                self.note("Failed", f"Error: the pod runner failed on the pod: {error!r}", warning=True)
+                await self._pause(_RETRY_SECONDS)
+        if await self._initialize(known):
+            await asyncio.gather(*(one.run(known.get(one.facts.name)) for one in self._mains))
+            # The sidecar that was started last is the first to go.
+            for one in reversed([one for one in self._inits if one.facts.sidecar]):
+                await one.stop(lambda: self._grace)
         self.touch()
 
     async def _initialize(self, known: Mapping[str, Any]) -> bool:

@@ -202,17 +202,28 @@ async def run_inside(shim: Shim, command: Sequence[str], env: Mapping[str, str],
 
 
 def inside(
-    shim: Shim, command: Sequence[str], env: Mapping[str, str], *, output: int, given: int = subprocess.DEVNULL
+    shim: Shim,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    output: int,
+    errors: int = subprocess.STDOUT,
+    given: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a running container's view. `output`, `given`: as for Popen. Raises StartError."""
+    """Start `command` in a running container's view. `output`, `errors`, `given`: as for Popen. Raises StartError."""
     process = shim.process() if shim.alive else None
     if process is None:
         raise StartError("the container is not running")
     target = process
+    told, tell = os.pipe()
 
     def prepare() -> None:
-        join(target)
-        require(command[0], env.get("PATH", ""))
+        try:
+            join(target)
+            require(command[0], env.get("PATH", ""))
+        except BaseException as reason:
+            os.write(tell, str(reason).encode())
+            raise
 
     try:
         return subprocess.Popen(
@@ -220,12 +231,19 @@ def inside(
             env=dict(env),
             stdin=given,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             start_new_session=True,
             preexec_fn=prepare,
         )
     except (OSError, subprocess.SubprocessError, ValueError) as reason:
-        raise StartError(f"could not run {command[0]!r} in the container: {reason}") from None
+        os.set_blocking(told, False)
+        why = str(reason)
+        with contextlib.suppress(BlockingIOError):
+            why = os.read(told, 1000).decode("utf-8", "replace") or why
+        raise StartError(why) from None
+    finally:
+        os.close(told)
+        os.close(tell)
 
 
 async def _readable(handle: int) -> None:

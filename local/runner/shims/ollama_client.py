@@ -1,16 +1,49 @@
 """`ollama pull|run|ps|list|show|stop|rm|--version` against the server in this pod, for hooks and probes.
 
-Run as `python -I -S`: every pod runs it several times while it starts, so it imports next to nothing.
+Run as `python -I -S`: every pod runs it several times while it starts, so it imports next to nothing (the modules `socket`,
+`json` and `typing` alone would triple its time).
 """
 
-import json
+from __future__ import annotations
+
 import os
-import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
+from _socket import AF_INET, SOCK_STREAM, socket
+
+MYPY = False
+if MYPY:
+    from typing import Any
 
 DEFAULT_PORT = 11434
+
+
+def parse(text: str) -> Any:
+    """A JSON document. Raises ValueError."""
+    try:
+        from _json import make_scanner
+    except ImportError:
+        import json
+
+        return json.loads(text)
+    scanner: Any = make_scanner
+    try:
+        return scanner(_Plain)(text.strip(), 0)[0]
+    except StopIteration:
+        raise ValueError(f"not JSON: {text[:80]}") from None
+
+
+class _Plain:
+    """What `json.JSONDecoder` is by default."""
+
+    strict, object_hook, object_pairs_hook = True, None, None
+    parse_float, parse_int, parse_constant = float, int, float
+    memo: dict[str, str] = {}  # noqa: RUF012 - read by the scanner as it is
+
+
+def quoted(text: str) -> str:
+    """As a JSON string."""
+    plain = "".join(c if c >= " " and c not in '"\\' else f"\\u{ord(c):04x}" for c in text)
+    return f'"{plain}"'
 
 
 def address(env: dict[str, str]) -> tuple[str, int]:
@@ -23,73 +56,82 @@ def address(env: dict[str, str]) -> tuple[str, int]:
     return host, int(port) if port.isdigit() else DEFAULT_PORT
 
 
-def call(method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Each JSON document of the answer. Raises OSError, also for an answer of 400 or above."""
+def call(method: str, path: str, body: dict[str, str] | None = None) -> list[Any]:
+    """All JSON documents of the answer. Raises OSError, also for an answer of 400 or above."""
     host, port = address(dict(os.environ))
-    data = b"" if body is None else json.dumps(body).encode()
-    with socket.create_connection((host, port), 600) as connection:
-        head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    # The values are JSON already.
+    fields = ",".join(f'"{key}":{value}' for key, value in (body or {}).items())
+    data = b"" if body is None else b"{" + fields.encode() + b"}"
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    connection = socket(AF_INET, SOCK_STREAM)
+    try:
+        connection.connect((host, port))
         connection.sendall(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-        with connection.makefile("rb") as answer:
-            status = int(answer.readline().split()[1])
-            headers = {}
-            while (line := answer.readline()).strip():
-                name, _, value = line.decode("latin-1").partition(":")
-                headers[name.lower()] = value.strip().lower()
-            text = b"".join(chunks(answer)) if headers.get("transfer-encoding") == "chunked" else answer.read()
-    if status >= 400:
+        received = bytearray()
+        while piece := connection.recv(65_536):
+            received += piece
+    finally:
+        connection.close()
+    before, _, after = bytes(received).partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in before.lower():
+        after = unchunked(after)
+    text = after.decode("utf-8", "replace")
+    if int(before.split(None, 2)[1]) >= 400:
         try:
-            raise OSError(json.loads(text)["error"])
+            raise OSError(parse(text)["error"])
         except (ValueError, KeyError, TypeError):
-            raise OSError(text.decode("utf-8", "replace")) from None
-    for line in text.splitlines():
-        if line.strip():
-            yield json.loads(line)
+            raise OSError(text) from None
+    return [parse(line) for line in text.splitlines() if line.strip()]
 
 
-def chunks(answer: Any) -> Iterator[bytes]:
-    """The pieces of a chunked body."""
-    while (size := int(answer.readline().split(b";")[0] or b"0", 16)) > 0:
-        yield answer.read(size)
-        answer.readline()
+def unchunked(body: bytes) -> bytes:
+    """The content of a chunked body."""
+    whole = bytearray()
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        count = int(size.split(b";")[0] or b"0", 16)
+        if count == 0:
+            break
+        whole += body[:count]
+        body = body[count + 2 :]
+    return bytes(whole)
 
 
 def run(command: str, rest: list[str]) -> int:
     """Carry out one command; its exit status."""
-    model = {"model": rest[0]} if rest else {}
+    model = {"model": quoted(rest[0])} if rest else {}
     if command in ("-v", "--version", "version"):
-        for found in call("GET", "/api/version"):
-            print(f"ollama version is {found['version']}")
+        print(f"ollama version is {call('GET', '/api/version')[0]['version']}")
     elif command in ("list", "ls", "ps"):
         print("NAME\tID\tSIZE")
-        for found in call("GET", "/api/ps" if command == "ps" else "/api/tags"):
-            for one in found["models"]:
-                print(f"{one['name']}\t{one['digest'][:12]}\t{one['size'] / 1e9:.1f} GB")
+        for one in call("GET", "/api/ps" if command == "ps" else "/api/tags")[0]["models"]:
+            print(f"{one['name']}\t{one['digest'][:12]}\t{one['size'] / 1e9:.1f} GB")
     elif command == "pull" and rest:
         said = ""
         for found in call("POST", "/api/pull", model):
+            if found.get("error"):
+                raise OSError(found["error"])
             if found.get("status", said) != said:
                 said = found["status"]
                 print(said)
-            if found.get("error"):
-                raise OSError(found["error"])
     elif command == "run" and rest:
-        prompt = {**model, "prompt": " ".join(rest[1:])}
+        prompt = {**model, "prompt": quoted(" ".join(rest[1:]))}
         try:
-            parts = list(call("POST", "/api/generate", prompt))
+            parts = call("POST", "/api/generate", prompt)
         except OSError as error:
             if "not found" not in str(error):
                 raise
             run("pull", rest[:1])
-            parts = list(call("POST", "/api/generate", prompt))
+            parts = call("POST", "/api/generate", prompt)
         print("".join(part.get("response", "") for part in parts))
     elif command == "show" and rest:
         for found in call("POST", "/api/show", model):
-            print(json.dumps(found.get("details"), indent=2))
+            for key, value in found.get("details", {}).items():
+                print(f"{key}\t{value}")
     elif command == "stop" and rest:
-        list(call("POST", "/api/generate", {**model, "keep_alive": 0}))
+        call("POST", "/api/generate", {**model, "keep_alive": "0"})
     elif command == "rm" and rest:
-        list(call("DELETE", "/api/delete", model))
+        call("DELETE", "/api/delete", model)
     else:
         known = "serve, pull, run, ps, list, show, stop, rm"
         print(f'Error: unknown command "{command}" for "ollama" (known here: {known})', file=sys.stderr)
