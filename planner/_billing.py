@@ -22,7 +22,7 @@ from ._catalog import Machine, catalog
 from ._prices import COLUMNS, PriceBook, parse_book
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 URL = "https://cloudbilling.googleapis.com"
 _COMPUTE_ENGINE = "6F81-5844-456A"
@@ -50,18 +50,18 @@ class Sku:
 
 
 def refresh(
-    *, region: str, key: str, today: date, url: str = URL, client: httpx.Client | None = None
+    *, region: str, key: str, today: date, url: str = URL, client: httpx2.Client | None = None
 ) -> tuple[PriceBook, str]:
     """Read all pages and return the new book with its CSV text. `key`: an API key of a Google Cloud project.
 
     Raises TollgateError when the API does not answer or a machine's parts are missing altogether.
     """
-    import httpx
+    import httpx2
 
-    own = client or httpx.Client(timeout=30.0)
+    own = client or httpx2.Client(timeout=30.0)
     try:
         skus = list(_skus(own, url, key))
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise TollgateError(f"the billing catalog at {url} did not answer: {type(error).__name__}: {error}") from error
     finally:
         if client is None:
@@ -116,7 +116,7 @@ def parse_skus(page: Mapping[str, Any]) -> list[Sku]:
     return found
 
 
-def _skus(client: httpx.Client, url: str, key: str) -> Iterable[Sku]:
+def _skus(client: httpx2.Client, url: str, key: str) -> Iterable[Sku]:
     token = ""
     for _ in range(_MAX_PAGES):
         query = {"currencyCode": "USD", "pageSize": "5000", **({"pageToken": token} if token else {})}

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import orjson
 
 from stacks import TollgateError
@@ -47,21 +47,21 @@ class Api:
     """Requests to the API server at `url`; one connection pool, closed by `aclose`."""
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
-        limits = httpx.Limits(max_connections=16, keepalive_expiry=5)
+        limits = httpx2.Limits(max_connections=16, keepalive_expiry=5)
         # trust_env off: a proxy from the environment has no way to the cluster's addresses.
         self.url = url
-        self._client = httpx.AsyncClient(base_url=url, verify=context, timeout=10, trust_env=False, limits=limits)
+        self._client = httpx2.AsyncClient(base_url=url, verify=context, timeout=10, trust_env=False, limits=limits)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
-    async def get(self, path: str) -> httpx.Response:
-        """GET whatever the status; `httpx.HTTPError` when there is no answer."""
+    async def get(self, path: str) -> httpx2.Response:
+        """GET whatever the status; `httpx2.HTTPError` when there is no answer."""
         return await self._client.get(path)
 
-    async def post(self, path: str, document: dict[str, Any]) -> httpx.Response:
-        """POST whatever the status; `httpx.HTTPError` when there is no answer."""
+    async def post(self, path: str, document: dict[str, Any]) -> httpx2.Response:
+        """POST whatever the status; `httpx2.HTTPError` when there is no answer."""
         return await self._client.post(
             path, content=orjson.dumps(document), headers={"Content-Type": "application/json"}
         )
@@ -88,19 +88,19 @@ class Api:
         parameters = {"watch": "1", "resourceVersion": version, "timeoutSeconds": "300", "allowWatchBookmarks": "true"}
         if selector:
             parameters["labelSelector"] = selector
-        timeout = httpx.Timeout(10, read=None)
+        timeout = httpx2.Timeout(10, read=None)
         async with self._client.stream("GET", path, params=parameters, timeout=timeout) as answer:
             answer.raise_for_status()
             yield _events(answer)
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.aiter_lines():
         if line:
             yield orjson.loads(line)
 
 
-def _message(answer: httpx.Response) -> str:
+def _message(answer: httpx2.Response) -> str:
     try:
         return str(answer.json().get("message", answer.text))
     except ValueError:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from ._api import Api
 
@@ -93,7 +93,7 @@ class HostsFile:
         while True:
             # Whatever ends a watch (a time-out, a restart of the API server, a version too old), the cure is to
             # list again; the pause keeps that from becoming a busy loop.
-            with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            with contextlib.suppress(httpx2.HTTPError, KeyError, ValueError):
                 listed = (await self._api.get(f"{path}?labelSelector={selector}")).json()
                 objects.clear()
                 objects.update((item["metadata"]["uid"], item) for item in listed["items"])

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import yaml
 
@@ -204,12 +204,12 @@ class Supervisor:
         self._note(one.name, phase="ready", ready_after=round(time.monotonic() - began, 2))
         self._ready[one.name].set()
         if one.name == "kube-proxy":
-            with contextlib.suppress(httpx.HTTPError, TollgateError):
+            with contextlib.suppress(httpx2.HTTPError, TollgateError):
                 await api.delete(f"/api/v1/nodes/{_bootstrap.PROXY_NODE}")
 
     async def _proxy_node(self, api: Api) -> None:
         for _ in range(100):
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx2.HTTPError):
                 document = _bootstrap.proxy_node(self._addresses)
                 answer = await api.post("/api/v1/nodes", document)
                 if answer.status_code in (200, 201, 409):
@@ -266,9 +266,9 @@ async def answers(ready: str, api: Api) -> bool:
         if ready.startswith(api.url):
             return (await api.get(ready.removeprefix(api.url))).status_code == 200
         # The control plane's own serving certificate is not the question here, only that it serves.
-        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=2) as client:
+        async with httpx2.AsyncClient(verify=False, trust_env=False, timeout=2) as client:
             return (await client.get(ready)).status_code == 200
-    except (OSError, httpx.HTTPError, TimeoutError):
+    except (OSError, httpx2.HTTPError, TimeoutError):
         return False
 
 

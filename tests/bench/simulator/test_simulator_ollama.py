@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import ollama as official
 import openai
 import pytest
@@ -90,7 +90,7 @@ def test_the_first_request_pays_for_loading_and_keep_alive_decides_when_again(se
     time.sleep(0.4)
     assert client.ps().models == []
     client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive=-1)
-    assert "2318" in httpx.get(served.url + "/api/ps").json()["models"][0]["expires_at"]
+    assert "2318" in httpx2.get(served.url + "/api/ps").json()["models"][0]["expires_at"]
 
 
 def test_a_full_queue_is_answered_in_ollamas_words(serve: Callable[..., Any]) -> None:
@@ -98,10 +98,10 @@ def test_a_full_queue_is_answered_in_ollamas_words(serve: Callable[..., Any]) ->
         "ollama", OLLAMA_NUM_PARALLEL="1", OLLAMA_MAX_QUEUE="2", TOLLGATE_SIM_MODELS="gemma3:4b",
         TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="400ms", TOLLGATE_SIM_ITL="1ms",
     )  # fmt: skip
-    httpx.post(served.url + "/api/generate", json={"model": "gemma3:4b"})
+    httpx2.post(served.url + "/api/generate", json={"model": "gemma3:4b"})
     body = {"model": "gemma3:4b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda _: httpx.post(served.url + "/api/generate", json=body, timeout=10), range(8)))
+        done = list(pool.map(lambda _: httpx2.post(served.url + "/api/generate", json=body, timeout=10), range(8)))
     statuses = sorted(response.status_code for response in done)
     assert statuses == [200] * 3 + [503] * 5
     refused = next(response for response in done if response.status_code == 503)
@@ -116,7 +116,7 @@ def test_slots_share_the_gpu_and_the_rest_wait(serve: Callable[..., Any], slots:
         "ollama", OLLAMA_NUM_PARALLEL=slots, OLLAMA_CONTEXT_LENGTH="2048", TOLLGATE_SIM_MODELS="gemma3:4b",
         TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_SPEED=str(speed), TOLLGATE_ACCELERATOR="nvidia-l4",
     )  # fmt: skip
-    with httpx.Client(base_url=served.url, timeout=30) as client, ThreadPoolExecutor(5) as pool:
+    with httpx2.Client(base_url=served.url, timeout=30) as client, ThreadPoolExecutor(5) as pool:
         client.post("/api/generate", json={"model": "gemma3:4b"})
 
         def ask(number: int) -> int:
@@ -150,15 +150,15 @@ def test_slots_share_the_gpu_and_the_rest_wait(serve: Callable[..., Any], slots:
 def test_bad_requests_are_refused_in_ollamas_words(
     ollama: Any, path: str, body: bytes, status: int, error: str
 ) -> None:
-    response = httpx.post(ollama.url + path, content=body)
+    response = httpx2.post(ollama.url + path, content=body)
     assert (response.status_code, response.json()) == (status, {"error": error})
 
 
 def test_unknown_routes_and_methods_are_answered_as_the_router_does(ollama: Any) -> None:
-    assert httpx.get(ollama.url + "/nothing").text == "404 page not found"
-    assert httpx.get(ollama.url + "/api/chat").status_code == 405
-    assert httpx.head(ollama.url + "/").status_code == 200
-    assert httpx.get(ollama.url + "/").text == "Ollama is running"
+    assert httpx2.get(ollama.url + "/nothing").text == "404 page not found"
+    assert httpx2.get(ollama.url + "/api/chat").status_code == 405
+    assert httpx2.head(ollama.url + "/").status_code == 200
+    assert httpx2.get(ollama.url + "/").text == "Ollama is running"
 
 
 def test_metrics_of_the_ollama_dialect_are_on_a_port_of_their_own(serve: Callable[..., Any]) -> None:
@@ -169,9 +169,9 @@ def test_metrics_of_the_ollama_dialect_are_on_a_port_of_their_own(serve: Callabl
         "ollama", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="1ms",
         TOLLGATE_SIM_METRICS_PORT=str(port),
     )  # fmt: skip
-    assert httpx.get(served.url + "/metrics").status_code == 404
+    assert httpx2.get(served.url + "/metrics").status_code == 404
     body = {"model": "gemma3:4b", "prompt": "a b c", "stream": False, "options": {"num_predict": 5}}
-    assert httpx.post(served.url + "/api/generate", json=body).json()["eval_count"] == 5
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert httpx2.post(served.url + "/api/generate", json=body).json()["eval_count"] == 5
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'ollama:generation_tokens_total{engine="0",model_name="gemma3:4b"} 5.0' in text
     assert 'ollama:num_requests_waiting{engine="0",model_name="gemma3:4b"} 0.0' in text

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -19,12 +19,12 @@ CAPTURED_STREAM_KEYS = [
 ]
 
 
-def chat(served: Any, **body: Any) -> httpx.Response:
+def chat(served: Any, **body: Any) -> httpx2.Response:
     base = {"model": "tiny", "messages": [{"role": "user", "content": "have some good food"}]}
-    return httpx.post(served.url + "/v1/chat/completions", json=base | body, timeout=20)
+    return httpx2.post(served.url + "/v1/chat/completions", json=base | body, timeout=20)
 
 
-def events(response: httpx.Response) -> list[Any]:
+def events(response: httpx2.Response) -> list[Any]:
     lines = [line[6:] for line in response.text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
@@ -78,7 +78,7 @@ def test_errors_have_the_shape_and_words_of_the_real_one(
 
 def test_broken_json_is_answered_as_the_real_one_does(vllm: Any) -> None:
     headers = {"content-type": "application/json"}
-    response = httpx.post(vllm.url + "/v1/chat/completions", content=b'{"model":', headers=headers)
+    response = httpx2.post(vllm.url + "/v1/chat/completions", content=b'{"model":', headers=headers)
     assert response.json() == {
         "error": {
             "message": "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.9', 'msg': 'JSON decode error', "
@@ -172,7 +172,7 @@ def test_metrics_have_the_names_and_labels_of_the_real_scrape(serve: Callable[..
     for _ in range(3):
         chat(served, max_tokens=5, ignore_eos=True)
     events(chat(served, max_tokens=5, ignore_eos=True, stream=True))
-    text = httpx.get(served.url + "/metrics").text
+    text = httpx2.get(served.url + "/metrics").text
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     own = '{engine="0",model_name="tiny"}'
     assert values[f"vllm:generation_tokens_total{own}"] == 20
@@ -196,17 +196,17 @@ def test_prompts_are_counted_by_words_or_by_characters() -> None:
 
 def test_tokenize_agrees_with_usage(vllm: Any) -> None:
     prompt = "What, then, is a token?"
-    told = httpx.post(vllm.url + "/tokenize", json={"model": "tiny", "prompt": prompt}).json()
-    used = httpx.post(vllm.url + "/v1/completions", json={"model": "tiny", "prompt": prompt, "max_tokens": 1}).json()
+    told = httpx2.post(vllm.url + "/tokenize", json={"model": "tiny", "prompt": prompt}).json()
+    used = httpx2.post(vllm.url + "/v1/completions", json={"model": "tiny", "prompt": prompt, "max_tokens": 1}).json()
     assert told["count"] == used["usage"]["prompt_tokens"] == len(told["tokens"])
     assert told["max_model_len"] == 2048
 
 
 def test_an_api_key_is_asked_for(serve: Callable[..., Any]) -> None:
     served = serve("vllm", "tiny", "--api-key", "secret")
-    assert httpx.get(served.url + "/v1/models").status_code == 401
-    assert httpx.get(served.url + "/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
-    assert httpx.get(served.url + "/health").status_code == 200
+    assert httpx2.get(served.url + "/v1/models").status_code == 401
+    assert httpx2.get(served.url + "/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert httpx2.get(served.url + "/health").status_code == 200
 
 
 def test_the_same_seed_says_the_same(serve: Callable[..., Any]) -> None:
