@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 import gate
 import stacks
 import values
+from local import tools
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parents[1]
@@ -74,6 +77,32 @@ def test_production_is_closed_in_the_preview_before_anything_was_promoted(pulumi
     assert "local-prod is gated and nothing was promoted into it" in text
     assert "tollgate promote local-dev local-prod" in text
     assert "kubernetes:core/v1:Namespace" not in text
+
+
+def test_an_up_that_was_killed_in_the_middle_is_carried_on_by_the_next(
+    pulumi: Pulumi, environment: dict[str, str], checkout: Path, kubectl: Any
+) -> None:
+    command = ["pulumi", "up", "-s", "local-dev", "--yes", "--skip-preview", "--non-interactive"]
+    with (checkout / "killed.log").open("wb") as log:
+        # In a session of its own, so that the plugins die with it as they would with a lost machine.
+        process = subprocess.Popen(
+            command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        end = time.monotonic() + 120
+        while not kubectl("get", "deploy", "-n", "local-dev", "-o", "name"):
+            assert time.monotonic() < end, (checkout / "killed.log").read_text()
+            assert process.poll() is None, (checkout / "killed.log").read_text()
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Helm was in the middle of its installation: the release is pending, and Pulumi's lock is still held.
+    status = kubectl(
+        "get", "secret", "-n", "local-dev", "-l", "owner=helm", "-o", "jsonpath={.items[*].metadata.labels.status}"
+    )
+    assert status == "pending-install"
+    assert "currently locked" in pulumi("up", "-s", "local-dev", "--yes", "--skip-preview", fails=True).stderr
+    pulumi("cancel", "-s", "local-dev", "--yes")
+    # The next test is the next `up`.
 
 
 def test_up_deploys_measures_and_leaves_signed_evidence(pulumi: Pulumi, checkout: Path, kubectl: Any) -> None:
@@ -161,3 +190,15 @@ def gate_now() -> Any:
     from datetime import UTC, datetime
 
     return datetime.now(UTC)
+
+
+def test_a_release_that_asks_for_the_tiny_model_is_served_by_the_real_ollama(
+    pulumi: Pulumi, checkout: Path, kubectl: Any
+) -> None:
+    tools.path("ollama")
+    pulumi("stack", "init", "local-real")
+    pulumi("up", "-s", "local-real", "--yes", "--skip-preview")
+    assert outputs(pulumi, "local-real")["verdict"] == "pass"
+    # The simulator has no such log, and needs no runner of llama.cpp.
+    assert "llama runner started" in kubectl("logs", "-n", "local-real", "deploy/engine")
+    pulumi("destroy", "-s", "local-real", "--yes", "--skip-preview")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import py_compile
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stacks import TollgateError
-
-from ._settings import ENGINE_ANNOTATION
+import stacks
+from local import tiny, tools
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _CLIENT = Path(__file__).resolve().parent / "shims" / "ollama_client.py"
 # Where a container finds its image's programs; first on its PATH.
 BIN = "/.tollgate/bin"
+# How charts/ollama names the model that it will pull.
+MODEL_VARIABLE = "TOLLGATE_MODEL"
 
 
 class UnknownImage(Exception):
@@ -28,7 +30,8 @@ class Image:
     """`entrypoint`: in place of the image's own. `programs`: first words of a pod's `command` that mean that entrypoint.
 
     `arguments`: used where the pod gives none. `shims`: name -> text of small programs for hooks, probes and scripts;
-    `compiled`: Python files that they run, put beside them. `kept`: folders of this machine that the programs need.
+    `compiled`: Python files that they run, put beside them; `made`: name -> what writes a file beside them.
+    `kept`: folders of this machine that the programs need.
     """
 
     entrypoint: tuple[str, ...]
@@ -36,6 +39,7 @@ class Image:
     arguments: tuple[str, ...] = ()
     shims: Mapping[str, str] = field(default_factory=dict)
     compiled: tuple[Path, ...] = ()
+    made: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[Path, ...] = ()
 
@@ -99,30 +103,40 @@ def repository(image: str) -> str:
     return name.removeprefix("docker.io/").removeprefix("library/")
 
 
-def find(image: str, annotations: Mapping[str, str] | None = None) -> Image:
-    """The image's entry; for Ollama the real one where the pod's annotation asks for it. Raises UnknownImage."""
+def find(image: str, env: Sequence[Mapping[str, Any]] = ()) -> Image:
+    """The image's entry; for Ollama the real one where it has been built and `env`, the container's own, asks for the tiny
+    model that it can run. Raises UnknownImage."""
     name = repository(image)
     if name not in IMAGES:
         known = ", ".join(sorted(IMAGES))
         raise UnknownImage(f'image "{image}" has no local command; the pod runner knows {known}')
-    if name == "ollama/ollama" and (annotations or {}).get(ENGINE_ANNOTATION) == "real":
-        return _real_ollama()
+    if name == "ollama/ollama" and {"name": MODEL_VARIABLE, "value": tiny.NAME} in env:
+        return _real_ollama() or IMAGES[name]
     return IMAGES[name]
 
 
-def _real_ollama() -> Image:
-    from local import tools
+# Its registry alone is not real: what is pulled there is made here.
+_REAL_OLLAMA_SHIM = """#!/bin/sh
+here="${{0%/*}}"
+if [ "$1 $2" = "pull {model}" ]; then set -- create {model} -f "$here/Modelfile"; fi
+exec {program} "$@"
+"""
 
+
+def _real_ollama() -> Image | None:
     try:
         program = tools.path("ollama").resolve()
-    except TollgateError as error:
-        # Not the simulator instead: whoever asks for the real engine would measure something else.
-        raise UnknownImage(f"the pod asks for the real engine: {error}") from None
+    except stacks.TollgateError:
+        return None
     return Image(
         entrypoint=(str(program),),
         programs=_OLLAMA_PROGRAMS,
         arguments=("serve",),
-        shims={"ollama": f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n'},
+        shims={
+            "ollama": _REAL_OLLAMA_SHIM.format(model=tiny.NAME, program=shlex.quote(str(program))),
+            "Modelfile": f"FROM {BIN}/tiny.gguf\n",
+        },
+        made={"tiny.gguf": tiny.write},
         environment={"OLLAMA_HOST": "$(POD_IP):11434"},
         kept=(program.parent,),
     )
@@ -133,11 +147,11 @@ def needed_folders() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(place) for place in (_PROJECT, sys.prefix, sys.base_prefix)))
 
 
-def write_shims(image: Image, name: str, folder: Path) -> Path | None:
+def write_shims(image: Image, folder: Path) -> Path | None:
     """The image's programs as files in a folder of their own below `folder`; None where it has none."""
     if not image.shims:
         return None
-    place = folder / name.replace("/", "_")
+    place = folder / stacks.digest(dict(image.shims)).removeprefix("sha256:")[:16]
     place.mkdir(parents=True, exist_ok=True)
     for program, text in image.shims.items():
         target = place / program
@@ -151,4 +165,9 @@ def write_shims(image: Image, name: str, folder: Path) -> Path | None:
         target = place / f"{source.stem}.pyc"
         if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
             py_compile.compile(str(source), cfile=str(target), dfile=source.name, doraise=True)
+    for program, make in image.made.items():
+        if not (target := place / program).is_file():
+            temporary = target.with_name(f".{program}.new")
+            make(temporary)
+            temporary.replace(target)
     return place

@@ -209,7 +209,7 @@ class Pod:
         unknown = False
         for one in self._facts:
             try:
-                _images.find(one.spec["image"], self.pod["metadata"].get("annotations"))
+                _images.find(one.spec["image"], one.spec.get("env") or ())
                 one.state = {"waiting": {"reason": "ContainerCreating"}}
             except _images.UnknownImage as error:
                 unknown = True
@@ -246,7 +246,7 @@ class Pod:
 
         Raises MissingReference, StartError, ApiError.
         """
-        image = _images.find(spec["image"], self.pod["metadata"].get("annotations"))
+        image = _images.find(spec["image"], spec.get("env") or ())
         env = await self.environment(spec)
         # Also what the start before had: a container begins with empty private folders, and a crash loop fills no disk.
         for old in (self.folder / "run").glob(f"{spec['name']}-*"):
@@ -270,7 +270,7 @@ class Pod:
 
     async def environment(self, spec: Object) -> dict[str, str]:
         """The container's environment: what a node gives, what the image has, what Services and the pod say."""
-        image = _images.find(spec["image"], self.pod["metadata"].get("annotations"))
+        image = _images.find(spec["image"], spec.get("env") or ())
         labels = self._node().get("metadata", {}).get("labels") or {}
         limits = spec.get("resources", {}).get("limits") or {}
         gpus = sum(int(value) for key, value in limits.items() if key.startswith("nvidia.com/"))
@@ -317,7 +317,7 @@ class Pod:
         settings, mounts = self._machine.settings, []
         if settings.hosts_file is not None and settings.hosts_file.is_file():
             mounts.append(Mount(source=settings.hosts_file, target="/etc/hosts"))
-        shims = _images.write_shims(image, _images.repository(spec["image"]), settings.shims_dir)
+        shims = _images.write_shims(image, settings.shims_dir)
         if shims is not None:
             mounts.append(Mount(source=shims, target=_images.BIN, read_only=True))
         kinds = {volume["name"]: volume for volume in self.pod["spec"].get("volumes") or []}

@@ -9,7 +9,6 @@ from pathlib import Path
 KUBELET_PORT = 10250
 RUNNER_LABEL = "tollgate.dev/runner=process"
 CAPACITY_ANNOTATION = "tollgate.dev/capacity"
-ENGINE_ANNOTATION = "tollgate.dev/engine"
 
 
 @dataclass(frozen=True, kw_only=True)
