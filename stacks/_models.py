@@ -10,21 +10,13 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+from ._base import Digest, Model, Name, NonNegative, Positive, Share
+from ._fleet import Fleet
+from ._ground import Capability, Dns, Gateway, Gke, Serving
 
 _IMAGE = re.compile(r"^[a-z0-9][a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$")
-
-
-class Model(BaseModel):
-    """Base of every configuration: frozen, no unknown keys, no silent coercion of strings to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Parallelism(Model):
@@ -51,7 +43,7 @@ class Release(Model):
     """What is promoted, and nothing else. Its digest (`values.release_digest`) names it everywhere."""
 
     name: Name
-    engine: Literal["ollama", "vllm"]
+    engine: Name
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,63}$")]
     image: str
     model: Name
@@ -70,35 +62,6 @@ class Release(Model):
         if not _IMAGE.match(value):
             raise ValueError("must be repository[:tag][@sha256:…]")
         return value
-
-
-class Nodes(Model):
-    """Autoscaling bounds of the GPU pool, in nodes over all regions."""
-
-    min: Annotated[int, Field(ge=0, le=5000)]
-    max: Annotated[int, Field(ge=1, le=5000)]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
-        return self
-
-
-class Fleet(Model):
-    """How much of a release one stack runs. Differs per stack and is never promoted."""
-
-    regions: Annotated[tuple[Name, ...], Field(min_length=1)] = ("us-central1",)
-    machine_type: Name
-    nodes: Nodes
-    spot: bool = False
-    reservation: Name | None = None
-
-    @model_validator(mode="after")
-    def _spot_or_reservation(self) -> Self:
-        if self.spot and self.reservation:
-            raise ValueError("spot machines cannot use a reservation; remove one of the two")
-        return self
 
 
 class Tokens(Model):
@@ -174,10 +137,15 @@ OBJECTIVES: dict[str, tuple[Literal["at most", "at least"], str, str]] = {
 
 
 class Benchmark(Model):
-    """The load a stack is measured with after deployment: its traffic, `runs` times, `seconds` each."""
+    """The load a stack is measured with after deployment: its traffic, `runs` times, `seconds` each.
+
+    `against`: a stack of the same cluster that runs the baseline; each run here is then followed by one there, so that the
+    comparison of the two is not one of two times.
+    """
 
     runs: Annotated[int, Field(ge=1, le=100)] = 5
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    against: Name | None = None
 
 
 class Promotion(Model):
@@ -192,7 +160,11 @@ class Promotion(Model):
 
 
 class Stack(Model):
-    """One environment: `stacks/Pulumi.<name>.yaml`, its release loaded."""
+    """One environment: `stacks/Pulumi.<name>.yaml`, its release loaded.
+
+    `cluster`: the embedded cluster, the kubeconfig's context, or the GKE cluster (with `-<region>` where there are more
+    regions than one), by target. `has`: what an existing cluster offers beside Kubernetes itself.
+    """
 
     name: Name
     target: Literal["gke", "kubernetes", "local"]
@@ -202,10 +174,27 @@ class Stack(Model):
     objectives: Objectives
     benchmark: Benchmark | None = None
     evidence: str = "file://.tollgate/evidence"
-    cluster: Name = "default"
-    namespace: Name
+    cluster: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,200}$")] = "default"
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     project: str | None = None
+    has: tuple[Capability, ...] = ()
+    gke: Gke = Gke()
+    serving: Serving = Serving()
+    gateway: Gateway | None = None
+    dns: Dns | None = None
     promotion: Promotion | None = None
+
+    @model_validator(mode="after")
+    def _stands(self) -> Self:
+        if self.dns is not None:
+            if self.gateway is None or not self.gateway.external:
+                raise ValueError("dns names the gateways of the regions: set gateway.external to true")
+            self.dns.weights_of(self.fleet.regions)
+        if self.target != "gke" and len(self.fleet.regions) > 1:
+            raise ValueError(f"fleet.regions names {len(self.fleet.regions)}; target {self.target} is one cluster")
+        if self.target == "gke" and not self.project:
+            raise ValueError("target gke needs tollgate:project, the Google Cloud project")
+        return self
 
 
 class Criteria(Model):
@@ -227,7 +216,7 @@ class Criteria(Model):
     max_evidence_age_hours: Positive = 168.0
     soak_hours: NonNegative = 0.0
     headroom: Positive = 1.0
-    max_regression: dict[str, Positive] = {}
+    max_regression: dict[str, Positive] = Field(default_factory=dict)
     approvals: Annotated[int, Field(ge=0, le=10)] = 0
     match: tuple[Literal["machine_type", "region", "target"], ...] = ("machine_type",)
 
@@ -241,7 +230,10 @@ class Criteria(Model):
 
 
 class Stage(Model):
-    """A stack's place in the pipeline; `after` names the stage whose evidence lets a release in (absent: ungated)."""
+    """A stack's place in the pipeline; `after` names the stage whose evidence lets a release in (absent: ungated).
+
+    `criteria`: of the edge into it; those of a stage without `after` judge what it measures itself.
+    """
 
     stack: Name
     after: Name | None = None
@@ -249,9 +241,28 @@ class Stage(Model):
 
 
 class Pipeline(Model):
-    """`stacks/pipeline.yaml`: the stages in order. A stage may only come after one that stands before it: no cycles."""
+    """`stacks/pipeline.yaml`: the stages in order. A stage may only come after one that stands before it: no cycles.
+
+    A stage may name several stacks (`stack: [prod-us, prod-eu]`): the same edge into each of them, one stage per stack here.
+    """
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _fan_out(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        found: list[object] = []
+        for stage in value:
+            several = stage.get("stack") if isinstance(stage, dict) else None
+            if isinstance(several, list):
+                if not several:
+                    raise ValueError("a stage needs at least one stack")
+                found += [{**stage, "stack": stack} for stack in several]
+            else:
+                found.append(stage)
+        return found
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -267,3 +278,14 @@ class Pipeline(Model):
     def stage(self, stack: str) -> Stage | None:
         """The stage of that stack, or None where the pipeline does not name it."""
         return next((stage for stage in self.stages if stage.stack == stack), None)
+
+    def consumers(self, stack: str) -> tuple[Stage, ...]:
+        """The stages that take releases from that stack."""
+        return tuple(stage for stage in self.stages if stage.after == stack)
+
+    def home(self, stack: str) -> Criteria:
+        """The criteria that judge what a stack measures on itself: its consumer's (the first one's), else its own."""
+        consumers, own = self.consumers(stack), self.stage(stack)
+        if own is not None and "criteria" in own.model_fields_set and own.after is None:
+            return own.criteria
+        return consumers[0].criteria if consumers else own.criteria if own is not None else Criteria()
