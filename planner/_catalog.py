@@ -49,7 +49,10 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """A machine type: its GPUs (`gpu` None: a CPU machine), vCPUs, memory in GB, network in Gbit/s."""
+    """A machine type: its GPUs (`gpu` None: a CPU machine), vCPUs, memory in GB, network in Gbit/s.
+
+    `regions`: where it can be had; empty: nearly everywhere, the price book knows.
+    """
 
     id: str
     gpu: str | None
@@ -57,6 +60,9 @@ class Machine:
     vcpus: int
     memory_gb: float
     network_gbps: float
+    regions: tuple[str, ...]
+    source: str
+    as_of: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,15 +130,21 @@ class Quantization:
     arithmetic: str
     engines: tuple[str, ...]
     source: str
+    as_of: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """An engine's constants of the latency and memory model; `sources`: constant -> (kind, source)."""
+    """An engine's constants of the latency and memory model; `sources`: constant -> (kind, source).
+
+    `shares_prefix`: whether keys and values of a prompt prefix that requests have in common are kept once for all.
+    """
 
     id: str
     version: str
     image: str
+    as_of: str
+    shares_prefix: bool
     max_slots: int
     memory_utilization: float
     overhead_gb: float
@@ -239,7 +251,10 @@ def parse(raw: Mapping[str, Any]) -> Catalog:
     names = {name.lower(): key for key, model in models.items() for name in (key, *model.aliases)}
     return Catalog(
         gpus=gpus,
-        machines={key: Machine(id=key, **entry) for key, entry in raw["machines"].items()},
+        machines={
+            key: Machine(id=key, **{**entry, "regions": tuple(entry["regions"])})
+            for key, entry in raw["machines"].items()
+        },
         models=models,
         quantizations={
             key: Quantization(

@@ -73,6 +73,7 @@ class MachineEntry(_Entry):
     vcpus: _Count
     memory_gb: _Positive
     network_gbps: _Positive
+    regions: str
 
     @model_validator(mode="after")
     def _gpu_and_count(self) -> Self:
@@ -82,11 +83,19 @@ class MachineEntry(_Entry):
 
 
 class MachinesFile(_Entry):
-    """`machines.yaml`."""
+    """`machines.yaml`: one source and date for all; `regions` are lists that machines name."""
 
     source: _Text
     as_of: _Date
+    regions: dict[str, tuple[Annotated[str, Field(pattern=r"^[a-z]+-[a-z]+[0-9]+$")], ...]]
     machines: dict[str, MachineEntry]
+
+    @model_validator(mode="after")
+    def _regions_known(self) -> Self:
+        for name, machine in self.machines.items():
+            if machine.regions not in self.regions:
+                raise ValueError(f"{name}: regions is {machine.regions}, not one of {', '.join(self.regions)}")
+        return self
 
 
 class ModelEntry(_Entry):
@@ -147,6 +156,7 @@ class QuantizationEntry(_Entry):
     arithmetic: Literal["f16", "bf16", "fp8", "int8"]
     engines: tuple[Literal["ollama", "vllm"], ...]
     source: _Text
+    as_of: _Date
 
 
 class Constant(_Entry):
@@ -162,6 +172,8 @@ class EngineEntry(_Entry):
 
     version: str
     image: str
+    as_of: _Date
+    shares_prefix: bool
     max_slots: _Count
     memory_utilization: Constant
     overhead_gb: Constant
@@ -204,7 +216,7 @@ def compile_catalog(files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "checksum": checksum(files),
         "gpus": {key: _gpu(entry) for key, entry in gpus.items()},
-        "machines": {key: entry.model_dump() for key, entry in machines.machines.items()},
+        "machines": {key: _machine(entry, machines) for key, entry in machines.machines.items()},
         "models": models,
         "quantizations": {key: _quantization(entry) for key, entry in quantizations.items()},
         "engines": {key: _engine(entry) for key, entry in engines.items()},
@@ -242,6 +254,11 @@ def _gpu(entry: GpuEntry) -> dict[str, Any]:
     }
 
 
+def _machine(entry: MachineEntry, file: MachinesFile) -> dict[str, Any]:
+    regions = sorted(file.regions[entry.regions])
+    return {**entry.model_dump(), "regions": regions, "source": file.source, "as_of": file.as_of}
+
+
 def _quantization(entry: QuantizationEntry) -> dict[str, Any]:
     return {
         "aliases": entry.aliases,
@@ -251,6 +268,7 @@ def _quantization(entry: QuantizationEntry) -> dict[str, Any]:
         "arithmetic": entry.arithmetic,
         "engines": entry.engines,
         "source": entry.source,
+        "as_of": entry.as_of,
     }
 
 
@@ -259,6 +277,8 @@ def _engine(entry: EngineEntry) -> dict[str, Any]:
     return {
         "version": entry.version,
         "image": entry.image,
+        "as_of": entry.as_of,
+        "shares_prefix": entry.shares_prefix,
         "max_slots": entry.max_slots,
         **{name: constant.value for name, constant in constants.items()},
         "sources": {name: (constant.kind, constant.source) for name, constant in constants.items()},

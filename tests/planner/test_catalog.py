@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import planner
-from planner import _catalog, _schema
+from planner import _catalog, _memory, _schema
 from stacks import InputError
 
 
@@ -47,6 +47,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
         (b"gpu: nvidia-l4, gpus: 1, vcpus: 4,", b"gpu: nvidia-l9, gpus: 1, vcpus: 4,", "nvidia-l4"),
         (b"kind: fitted", b"kind: guessed", "assumed"),
         (b"layers: 34", b"layers: 34\n  colour: red", "Extra"),
+        (b"network_gbps: 10, regions: l4", b"network_gbps: 10, regions: l5", "not one of any, l4"),
+        (b"network_gbps: 10, regions: l4", b"network_gbps: 10", "Field required"),
     ],
 )
 def test_a_wrong_catalog_is_refused_with_the_reason(before: bytes, after: bytes, word: str) -> None:
@@ -61,18 +63,56 @@ def test_every_entry_says_where_it_is_from_and_when() -> None:
         assert gpu.source.startswith("https://")
         assert gpu.as_of
     for model in planner.catalog().models.values():
-        assert model.source.startswith("https://")
+        assert model.source.startswith("https://") or model.id == "tollgate-tiny"  # its weights are made here
         assert model.as_of
+    for entry in (*planner.catalog().machines.values(), *planner.catalog().quantizations.values()):
+        assert entry.source
+        assert entry.as_of.startswith("20")
     for engine in planner.catalog().engines.values():
+        assert engine.as_of.startswith("20")
         assert all(kind in ("measured", "fitted", "assumed") and source for kind, source in engine.sources.values())
 
 
 def test_the_families_people_serve_are_there() -> None:
     families = {model.family for model in planner.catalog().models.values()}
-    assert families == {"gemma", "llama", "qwen", "mistral", "grok"}
+    assert {"gemma", "llama", "qwen", "mistral", "grok"} <= families
     assert {"nvidia-l4", "nvidia-tesla-a100", "nvidia-a100-80gb", "nvidia-h100-80gb", "nvidia-h200-141gb"} == set(
         planner.catalog().gpus
     )
+
+
+def test_every_gpu_that_can_be_sliced_has_its_slices_with_memory_and_shares() -> None:
+    sliced = {gpu.id: len(gpu.mig) for gpu in planner.catalog().gpus.values()}
+    assert sliced.pop("nvidia-l4") == 0
+    assert min(sliced.values()) >= 4
+    seventh = planner.catalog().gpu("h200").mig["1g.18gb"]
+    assert (seventh.count, seventh.memory_bytes) == (7, 16 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "gigabytes"),
+    [
+        # Sizes of the published files: GGUF of the Ollama library, safetensors of Hugging Face.
+        ("llama3.1:8b", "q4-k-m", 4.92),
+        ("llama3.1:8b", "q8-0", 8.54),
+        ("llama3.1:8b", "bf16", 16.06),
+        ("llama3.3:70b", "q4-k-m", 42.5),
+        ("llama3.3:70b", "q8-0", 74.98),
+        ("llama3.3:70b", "bf16", 141.1),
+        ("gemma3:4b", "q4-k-m", 3.34),
+        ("gemma3:4b", "bf16", 8.6),
+        ("qwen2.5:7b", "q4-k-m", 4.68),
+        ("mistral-7b-instruct-v0.3", "bf16", 14.5),
+        ("llama3.1:8b", "awq-int4", 5.73),
+        ("llama3.1:8b", "fp8", 9.08),
+    ],
+)
+def test_the_sizes_per_quantization_are_those_of_the_published_files(
+    model: str, quantization: str, gigabytes: float
+) -> None:
+    known = planner.catalog()
+    size = _memory.weights_bytes(known.model(model), known.quantization(quantization))
+    assert size / 1e9 == pytest.approx(gigabytes, rel=0.05)
 
 
 def test_a_latency_is_had_without_pydantic_yaml_or_numpy() -> None:
