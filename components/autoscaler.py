@@ -7,7 +7,6 @@ up needs a metric in front of the engine; until there is one, the minimum is one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -22,7 +21,7 @@ from .cluster import Cluster
 class QueueAutoscalerArgs:
     """`waiting_per_replica`: queued requests that justify one more replica. `cold_start_seconds`: of one replica."""
 
-    engine: Literal["ollama", "vllm"]
+    engine: str
     namespace: pulumi.Input[str]
     deployment: str
     replicas_min: int

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from ._base import Model
 from ._errors import InputError
-from ._models import Model, Pipeline, Release, Stack
+from ._models import Pipeline, Release, Stack
 
 _PREFIX = "tollgate:"
 _MAX_BYTES = 1_000_000
