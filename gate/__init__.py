@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from ._approvals import Approval, approvable, approve
     from ._envelope import seal, unseal
     from ._errors import EvidenceBroken, GateRefused
-    from ._evidence import Evidence, record, result_of
+    from ._evidence import Evidence, Measuring, pool, record, result_of
     from ._history import Event, history
     from ._judge import Criterion, Verdict, judge
     from ._keys import KEY_VARIABLE, Keys, LocalKey, Signer, load_keys
     from ._promotion import Decision, promote, rollback
     from ._pullrequest import PullRequest, propose
     from ._regression import Calibration, Noise, calibrate
-    from ._sessions import more_runs, pool, record_calibration
+    from ._sessions import record_calibration, to_measure
     from ._store import Entry, Store, open_store
 
 # public name -> (module, name there)
@@ -39,6 +39,7 @@ _HOMES = {
     "KEY_VARIABLE": ("_keys", "KEY_VARIABLE"),
     "Keys": ("_keys", "Keys"),
     "LocalKey": ("_keys", "LocalKey"),
+    "Measuring": ("_evidence", "Measuring"),
     "Noise": ("_regression", "Noise"),
     "PullRequest": ("_pullrequest", "PullRequest"),
     "Signer": ("_keys", "Signer"),
@@ -52,10 +53,9 @@ _HOMES = {
     "history": ("_history", "history"),
     "judge": ("_judge", "judge"),
     "load_keys": ("_keys", "load_keys"),
-    "more_runs": ("_sessions", "more_runs"),
     "newest": ("_admission", "newest_evidence"),
     "open_store": ("_store", "open_store"),
-    "pool": ("_sessions", "pool"),
+    "pool": ("_evidence", "pool"),
     "promote": ("_promotion", "promote"),
     "propose": ("_pullrequest", "propose"),
     "record": ("_evidence", "record"),
@@ -64,6 +64,7 @@ _HOMES = {
     "rollback": ("_promotion", "rollback"),
     "seal": ("_envelope", "seal"),
     "table": ("_admission", "table"),
+    "to_measure": ("_sessions", "to_measure"),
     "unseal": ("_envelope", "unseal"),
 }
 
@@ -81,6 +82,7 @@ __all__ = [
     "GateRefused",
     "Keys",
     "LocalKey",
+    "Measuring",
     "Noise",
     "PullRequest",
     "Signer",
@@ -94,7 +96,6 @@ __all__ = [
     "history",
     "judge",
     "load_keys",
-    "more_runs",
     "newest",
     "open_store",
     "pool",
@@ -106,6 +107,7 @@ __all__ = [
     "rollback",
     "seal",
     "table",
+    "to_measure",
     "unseal",
 ]
 

@@ -5,18 +5,18 @@ A verdict in evidence is not believed. The numbers are judged anew, by the promi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import stacks
 from bench.results import Result
 
 from ._approvals import approvals_for, overridden, required
 from ._errors import GateRefused
-from ._evidence import result_of
+from ._evidence import against_of, result_of, surroundings
 from ._judge import Criterion, Verdict, combine, judge
 from ._keys import load_keys
 from ._lines import (
@@ -28,7 +28,6 @@ from ._lines import (
     planned_runs,
     soak,
     subject,
-    surroundings,
     traffic,
     unchanged_policy,
 )
@@ -79,6 +78,8 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
     if stage is None or stage.after is None:
         return Admission(gated=False)
     how = f"fix: pulumi up -s {stage.after}, then tollgate promote {stage.after} {stack.name}"
+    stores = read_stores(stack, stage, root)
+    resolvable(stage, stores, root)
     if stack.promotion is None:
         raise GateRefused(
             f"{stack.name} is gated and nothing was promoted into it\n"
@@ -93,7 +94,6 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
             f"{stack.name} would deploy another release than was promoted: a file was edited after the promotion\n"
             f"  promoted: {stack.promotion.release}\n  found:    {release_digest}\n  {how}"
         )
-    stores = read_stores(stack, stage, root)
     entry = next((entry for entry in stores.measured if entry.digest == stack.promotion.evidence), None)
     if entry is None:
         raise GateRefused(
@@ -113,6 +113,25 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
     return Admission(
         gated=True, evidence=entry.digest, verdict=verdict, approvals=used(stores, stack, release_digest, now)
     )
+
+
+def resolvable(stage: stacks.Stage, stores: Stores, root: Path) -> None:
+    """Refuse limits of the pipeline that the environment of the stage before cannot resolve, before anything is judged.
+
+    Raises InputError naming the limit, the noise floor, and the number of runs that would do.
+    """
+    if not stage.criteria.max_regression:
+        return
+    source = stacks.load_stack(str(stage.after), root)
+    accelerator = source.release.accelerator
+    here = {
+        "accelerator": accelerator.gpu,
+        "mig_profile": accelerator.mig_profile or "",
+        "simulated": source.target == "local",
+        "machine_type": source.fleet.machine_type,
+    }
+    planned = source.benchmark.runs if source.benchmark is not None else None
+    check_thresholds(stage, calibration_of(stores.measured, source.name, here), planned)
 
 
 def promotion_of(own: Sequence[Entry], stack: stacks.Stack) -> Entry | None:
@@ -180,7 +199,7 @@ def admit(
         *traffic(case),
         *objective.criteria,
         scale(stack, criteria, result, plan),
-        *([] if rollback else _regressions(case, baseline, planned or len(result.runs))),
+        *([] if rollback else _regressions(case, baseline)),
     ]
     given = approvals_for(stores.own, stack.name, release_digest)
     lines = overridden(lines, given, now)
@@ -211,27 +230,29 @@ def priced(result: Result, plan: planner.Plan) -> Result:
     return result.model_copy(update={"runs": tuple(runs)})
 
 
-def _regressions(case: Case, baseline: str | None, runs: int) -> list[Criterion]:
+def _regressions(case: Case, baseline: str | None) -> list[Criterion]:
     criteria = case.stage.criteria
     if not criteria.max_regression:
         return []
-    calibration = calibration_of(case)
-    check_thresholds(case.stage, calibration, runs)
+    calibration = calibration_of(case.measured, str(case.stage.after), surroundings(case.result.environment))
     before = next((entry for entry in case.measured if entry.digest == baseline), None)
     if baseline is not None and before is None:
         raise GateRefused(f"the baseline of the promotion is not in the store of {case.stage.after}: {baseline}")
     result = result_of(before) if before is not None else None
+    # The same release, measured in turns with this one, is the better baseline: both saw the same hour.
+    beside = against_of(case.entry)
+    if before is not None and beside is not None and beside.release == before.release:
+        result = beside
     return [
         regression(metric, limit, criteria, case.result, result, calibration)
         for metric, limit in criteria.max_regression.items()
     ]
 
 
-def calibration_of(case: Case) -> Calibration | None:
-    """The newest calibration of the environment that the evidence was made in, or None."""
-    for entry in reversed(case.measured):
-        here = entry.kind == "calibration" and entry.stack == case.stage.after
-        if here and entry.facts["surroundings"] == surroundings(case.result.environment):
+def calibration_of(measured: Sequence[Entry], source: str, where: Mapping[str, Any]) -> Calibration | None:
+    """The newest calibration of that stage and environment, or None."""
+    for entry in reversed(measured):
+        if entry.kind == "calibration" and entry.stack == source and entry.facts["surroundings"] == where:
             return Calibration(noise={name: Noise(**noise) for name, noise in entry.facts["noise"].items()})
     return None
 
@@ -253,8 +274,7 @@ def assess(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetim
             f"no evidence of release {stack.release.name} ({release_digest[:19]}…) on {stack.name}\n"
             f"  fix: pulumi up -s {stack.name}, which measures it"
         )
-    stage = stacks.load_pipeline(root).stage(stack.name)
-    criteria = stage.criteria if stage is not None else stacks.Criteria()
+    criteria = stacks.load_pipeline(root).home(stack.name)
     verdict = judge(stack.objectives, criteria, result_of(entry), planned_runs=planned_runs(entry))
     return entry, verdict
 

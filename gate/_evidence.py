@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -22,6 +22,9 @@ from ._keys import load_keys
 from ._statements import Subject, statement
 from ._store import Entry, Store, location_of, open_store
 
+# What must be the same where evidence was made and where it is used, whatever the pipeline says besides: the simulator's
+# numbers never admit real GPUs, and one GPU's never another's.
+ALWAYS = ("accelerator", "mig_profile", "simulated")
 # test-result v0.1 knows three words; the exact one is in our own part.
 _WORDS = {"pass": "PASSED", "fail": "FAILED"}
 
@@ -35,6 +38,21 @@ class Evidence:
     entry: Entry
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What a measurement is for.
+
+    `benchmark`: digest of all that defines it (release, traffic, fleet, promise, length); empty for one made by hand.
+    `attempt`: 1, and one more whenever what was measured before has expired or takes more runs to settle. `earlier`: digests
+    of evidence whose runs count too. `known`: digest of valid evidence of the same, which leaves nothing to measure.
+    """
+
+    benchmark: str = ""
+    attempt: int = 1
+    earlier: tuple[str, ...] = ()
+    known: str | None = None
+
+
 def writable(location: str, root: Path) -> Store:
     """The store of that address with a key to sign: made on first use for a folder, given from outside for a bucket."""
     keys = load_keys(root, create=location_of(location).startswith("file://"))
@@ -42,28 +60,44 @@ def writable(location: str, root: Path) -> Store:
     return open_store(location, root, load_keys(root) if keys.signer else keys)
 
 
-def record(stack: stacks.Stack, result: Result, *, release_digest: str, root: Path, now: datetime) -> Evidence:
+def record(
+    stack: stacks.Stack,
+    result: Result,
+    *,
+    release_digest: str,
+    root: Path,
+    now: datetime,
+    measuring: Measuring | None = None,
+    against: Result | None = None,
+) -> Evidence:
     """Judge a result against its own stack's promise, sign it and append it to the stack's store.
 
-    The same result is recorded once. Raises TollgateError when the result is of another release or stack.
+    `measuring`: what this measurement was made for; the runs of the evidence that it names come along, so that all looks are
+    judged as one. `against`: of the baseline, measured in turns with this one. The same result is recorded once. Raises
+    TollgateError when the result is of another release or stack.
     """
+    measuring = measuring or Measuring()
     if result.release != release_digest:
         raise stacks.TollgateError(
             f"the benchmark measured release {result.release[:19]}…, but {stack.name} deploys {release_digest[:19]}…"
         )
     if result.stack != stack.name:
         raise stacks.TollgateError(f"the benchmark measured stack {result.stack!r}, not {stack.name!r}")
-    stage = stacks.load_pipeline(root).stage(stack.name)
-    criteria = stage.criteria if stage is not None else stacks.Criteria()
-    planned = stack.benchmark.runs if stack.benchmark is not None else None
-    verdict = judge(stack.objectives, criteria, result, planned_runs=planned)
-    measured = _without_histograms(result)
-    identity = stacks.digest(measured)
+    criteria = stacks.load_pipeline(root).home(stack.name)
+    identity = stacks.digest(_without_histograms(result))
 
     def make(previous: str, entries: list[Entry]) -> Mapping[str, Any] | Entry:
         for entry in entries:
             if entry.kind == "measurement" and entry.facts.get("result_digest") == identity:
                 return entry
+        looked = [entry for entry in entries if entry.digest in measuring.earlier]
+        # The newest of them holds the runs of those before it.
+        whole = pool([result_of(looked[-1]), result]) if looked else result
+        beside = against_of(looked[-1]) if looked else None
+        both = pool([beside, against]) if beside is not None and against is not None else against
+        planned = stack.benchmark.runs * (len(looked) + 1) if stack.benchmark is not None else None
+        verdict = judge(stack.objectives, criteria, whole, planned_runs=planned)
+        measured = _without_histograms(whole)
         return statement(
             "measurement",
             stack=stack.name,
@@ -73,11 +107,15 @@ def record(stack: stacks.Stack, result: Result, *, release_digest: str, root: Pa
             outer=_outer(verdict, measured),
             facts={
                 "result_digest": identity,
+                "benchmark": measuring.benchmark,
+                "attempt": measuring.attempt,
+                "earlier": [entry.digest for entry in looked],
                 "planned_runs": planned,
                 "release": stack.release.model_dump(mode="json"),
                 "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
                 "verdict": verdict.plain(),
                 "result": measured,
+                "against": _without_histograms(both) if both is not None else None,
                 "source": _source(root),
                 "tools": _tools(result),
                 "price_book": _price_book(),
@@ -88,13 +126,44 @@ def record(stack: stacks.Stack, result: Result, *, release_digest: str, root: Pa
     return Evidence(digest=entry.digest, verdict=str(entry.facts["verdict"]["outcome"]), entry=entry)
 
 
+def pool(results: Sequence[Result]) -> Result:
+    """All runs of several results of the same as one. Raises TollgateError where they are not of the same.
+
+    No run can be left out on the way: those that were invalid come along.
+    """
+    *others, last = results
+    for other in others:
+        for field in ("release", "stack", "traffic", "replicas"):
+            if getattr(other, field) != getattr(last, field):
+                raise stacks.TollgateError(f"results of different {field} cannot be judged as one")
+        if surroundings(other.environment) != surroundings(last.environment):
+            raise stacks.TollgateError("results of different environments cannot be judged as one")
+    runs = sorted((run for result in results for run in result.runs), key=lambda run: run.started)
+    return last.model_copy(update={"runs": tuple(runs)})
+
+
+def against_of(entry: Entry) -> Result | None:
+    """The baseline that was measured in turns with this evidence, or None. Raises EvidenceBroken where it is not a result."""
+    found = entry.facts.get("against")
+    return _result(entry, found) if found is not None else None
+
+
 def result_of(entry: Entry) -> Result:
     """The result that evidence carries, validated again. Raises EvidenceBroken where it is not one."""
+    return _result(entry, entry.facts.get("result"))
+
+
+def _result(entry: Entry, found: object) -> Result:
     try:
-        return Result.model_validate(entry.facts["result"])
-    except (ValidationError, KeyError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "there is none"
+        return Result.model_validate(found)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
         raise EvidenceBroken(f"evidence {entry.digest[:19]}…: its result is not one: {what}") from None
+
+
+def surroundings(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result's environment that numbers depend on."""
+    return {key: environment.get(key) for key in (*ALWAYS, "machine_type")}
 
 
 def _without_histograms(result: Result) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,12 +10,9 @@ from typing import Any
 import stacks
 from bench.results import Result
 
+from ._evidence import ALWAYS, result_of, surroundings
 from ._judge import Criterion, Outcome, judge
 from ._store import CLOCK_SKEW, Entry
-
-# What must be the same where evidence was made and where it is used, whatever the pipeline says besides: the simulator's
-# numbers never admit real GPUs, and one GPU's never another's.
-_ALWAYS = ("accelerator", "mig_profile", "simulated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +99,7 @@ def looks(case: Case, now: datetime) -> Iterator[Criterion]:
         verdict = judge(
             case.stack.objectives,
             criteria,
-            Result.model_validate(entry.facts["result"]),
+            result_of(entry),
             planned_runs=planned_runs(entry),
         )
         failed += verdict.outcome != "pass"
@@ -136,11 +133,6 @@ def _alike(one: Entry, two: Entry) -> bool:
     )
 
 
-def surroundings(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a result's environment that numbers depend on."""
-    return {key: environment.get(key) for key in (*_ALWAYS, "machine_type")}
-
-
 def environment(case: Case) -> Criterion:
     """Measured on what it will run on."""
     stack, found = case.stack, case.result.environment
@@ -152,7 +144,7 @@ def environment(case: Case) -> Criterion:
         "region": stack.fleet.regions[0],
         "target": stack.target,
     }
-    keys = [*_ALWAYS, *case.stage.criteria.match]
+    keys = [*ALWAYS, *case.stage.criteria.match]
     wrong = [f"{key} was {found.get(key)!r}, here {wanted[key]!r}" for key in keys if found.get(key) != wanted[key]]
     shown = ", ".join(str(wanted[key]) for key in keys if isinstance(wanted[key], str) and wanted[key])
     return line("environment", shown, "mismatch" if wrong else "pass", "; ".join(wrong) or "as measured")

@@ -10,7 +10,7 @@ from typing import Any
 
 import stacks
 
-from ._admission import Admission, Stores, admit, promotion_of, read_stores, refusal, used
+from ._admission import Admission, Stores, admit, promotion_of, read_stores, refusal, resolvable, used
 from ._errors import GateRefused
 from ._evidence import writable
 from ._judge import Verdict
@@ -80,6 +80,7 @@ def decide(source: str, target: str, root: Path, *, release_digest: str, now: da
             else f"set tollgate:release in its file and run pulumi up -s {target}",
         )
     stores = read_stores(goal, stage, root)
+    resolvable(stage, stores, root)
     entry = newest(stores.measured, "measurement", source, release_digest)
     if entry is None:
         raise GateRefused(

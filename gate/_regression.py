@@ -3,8 +3,11 @@
 Compared is the ratio of the two means (on the logarithm), or for shares of requests (error rate, goodput) their
 difference. Two releases are measured at two times, and between two times the environment itself moves: other neighbours,
 another temperature, another node. So the error of the comparison has a part that no number of runs makes smaller, and that
-part is measured by an A/A calibration: the same release several times (`calibrate`). The sum of the three variances is
-bounded by Student's t with the degrees of freedom of Welch and Satterthwaite.
+part is measured by an A/A calibration: the same release several times (`calibrate`). How far the means of whole sessions lie
+apart then is the very error that a comparison of two sessions has, and Student's t with one degree of freedom less than
+there were sessions bounds it exactly. (Splitting it into components first and adding them up again, as Welch and
+Satterthwaite would have it, fails equal releases up to 8 times in 100 where 5 are permitted.) Where the runs at hand spread
+more widely than that, they decide: the wider of the two bounds counts. `docs/gate/error-rates.md` has the rates.
 
 Where the runs of both releases alternate in time (interleaved A/B), each pair saw the same environment: the pairs are
 compared, and neither drift nor the difference between two times enters.
@@ -16,49 +19,61 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 import stacks
 from bench.results import Result, Run
 
-from ._judge import SHARES, Criterion, bounds_of, failing_confidence, passing_confidence, samples_of
-from ._statistics import RESOLUTION, interval, logs, mean_and_spread, mean_error, quantile
+from ._judge import SHARES, Criterion, Outcome, bounds_of, failing_confidence, passing_confidence, samples_of
+from ._statistics import RESOLUTION, logs, mean_and_spread, mean_error, quantile
 
 FEWEST_SESSIONS = 3
 _POWER = 0.8
 _MOST_RUNS = 100
-Side = Literal["lower", "upper"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """Of one metric in one environment, as standard deviations: of factors on the logarithm, of shares in points.
 
-    `within`: of runs in one session; `between`: of sessions beyond that; from `sessions` sessions of about `runs` runs.
-    `naive_alarms`: how often two sessions of the same release differ "significantly" when only runs are looked at.
+    `within`: of runs in one session; `apart`: of the means of sessions; `between`: what of that the runs do not explain; all
+    from `sessions` sessions of about `runs` runs. `naive_alarms`: how often two sessions of the same release differ
+    "significantly" when only runs are looked at.
     """
 
     within: float
+    apart: float
     between: float
     sessions: int
     runs: int
     naive_alarms: float
 
+    def variance(self, runs: int) -> float:
+        """Of the mean of a session with that many runs: as measured, and more where it has fewer runs than those had."""
+        return self.apart**2 + self.within**2 * max(0.0, 1 / runs - 1 / self.runs)
+
     def floor(self, runs: int, confidence: float) -> float:
         """The smallest worsening, as a share, by which an equal release passes in four of five cases with that many runs.
 
-        Raises nothing; infinite for fewer than two runs.
+        Infinite for fewer than two runs.
         """
         if runs < 2:
             return math.inf
-        pieces = [(self.within**2 / runs, runs - 1), (self.within**2 / runs, runs - 1)]
-        pieces.append((2 * self.between**2, self.sessions - 1))
-        square, freedom = _sum(pieces)
-        return math.expm1((quantile(freedom, confidence) + quantile(freedom, _POWER)) * math.sqrt(square))
+        measured = self._reach(2 * self.variance(runs), self.sessions - 1, confidence)
+        spread = self._reach(2 * self.within**2 / runs, 2 * (runs - 1), confidence)
+        return math.expm1(max(measured, spread))
 
     def runs_for(self, threshold: float, confidence: float) -> int | None:
-        """The fewest runs that resolve that worsening; None where the sessions alone differ too much."""
-        return next((runs for runs in range(2, _MOST_RUNS + 1) if self.floor(runs, confidence) <= threshold), None)
+        """The fewest runs that resolve that worsening once the calibration has as many; None where no number does."""
+        for runs in range(2, _MOST_RUNS + 1):
+            apart = self._reach(2 * (self.between**2 + self.within**2 / runs), self.sessions - 1, confidence)
+            if math.expm1(apart) <= threshold:
+                return runs
+        return None
+
+    @staticmethod
+    def _reach(square: float, freedom: float, confidence: float) -> float:
+        return (quantile(freedom, confidence) + quantile(freedom, _POWER)) * math.sqrt(square)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +117,14 @@ def _values(metric: str, runs: Sequence[Run]) -> list[float]:
 
 
 def _noise(sessions: Sequence[Sequence[float]], floor: float) -> Noise:
+    alarms = 0
+    for one, two in permutations(sessions, 2):
+        difference, square, freedom = _welch(one, two)
+        alarms += difference > quantile(freedom, 0.95) * math.sqrt(square)
+    return variance(sessions, floor, alarms / (len(sessions) * (len(sessions) - 1)))
+
+
+def variance(sessions: Sequence[Sequence[float]], floor: float, naive_alarms: float = 0.0) -> Noise:
     """Variance components of a one-way layout (analysis of variance, unequal numbers of runs allowed)."""
     total = sum(len(runs) for runs in sessions)
     spreads = [mean_and_spread(runs, 0.0) for runs in sessions]
@@ -109,39 +132,22 @@ def _noise(sessions: Sequence[Sequence[float]], floor: float) -> Noise:
     within /= total - len(sessions)
     runs_each = total / len(sessions)
     _, apart = mean_and_spread([centre for centre, _ in spreads], 0.0)
-    between = max(0.0, apart**2 - within / runs_each)
-    alarms = 0
-    for one, two in permutations(sessions, 2):
-        difference, square, freedom = _difference(one, two, 0.0, 0)
-        alarms += difference > quantile(freedom, 0.95) * math.sqrt(square)
     return Noise(
         within=max(math.sqrt(within), floor),
-        between=math.sqrt(between),
+        apart=max(apart, floor / math.sqrt(runs_each)),
+        between=math.sqrt(max(0.0, apart**2 - within / runs_each)),
         sessions=len(sessions),
         runs=round(runs_each),
-        naive_alarms=alarms / (len(sessions) * (len(sessions) - 1)),
+        naive_alarms=naive_alarms,
     )
 
 
-def _sum(pieces: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of variances and its degrees of freedom (Welch and Satterthwaite); pieces: (variance, degrees of freedom)."""
-    square = math.fsum(variance for variance, _ in pieces)
-    if square <= 0:
-        return 0.0, min(freedom for _, freedom in pieces)
-    return square, square**2 / math.fsum(variance**2 / freedom for variance, freedom in pieces if variance > 0)
-
-
-def _difference(
-    ours: Sequence[float], theirs: Sequence[float], between: float, sessions: int
-) -> tuple[float, float, float]:
-    """ours - theirs, its squared standard error and degrees of freedom, with the variance between sessions."""
+def _welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """ours - theirs, its squared standard error and degrees of freedom (Welch and Satterthwaite)."""
     centre, square, freedom = mean_error(ours, RESOLUTION)
     other, other_square, other_freedom = mean_error(theirs, RESOLUTION)
-    pieces: list[tuple[float, float]] = [(square, freedom), (other_square, other_freedom)]
-    if between > 0:
-        pieces.append((2 * between**2, sessions - 1))
-    total, degrees = _sum(pieces)
-    return centre - other, total, degrees
+    total = square + other_square
+    return centre - other, total, total**2 / (square**2 / freedom + other_square**2 / other_freedom)
 
 
 def interleaved(ours: Result, theirs: Result) -> bool:
@@ -149,6 +155,24 @@ def interleaved(ours: Result, theirs: Result) -> bool:
     order = sorted([(run.started, 0) for run in ours.runs] + [(run.started, 1) for run in theirs.runs])
     pairs = zip(order[::2], order[1::2], strict=False)
     return len(ours.runs) == len(theirs.runs) > 1 and all(one[1] != two[1] for one, two in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The worsening against a baseline, as a share of it (shares of requests: in points).
+
+    `keeps`: the bound that has to stay within a limit to pass; `breaks`: the one that has to be beyond it to fail.
+    """
+
+    estimate: float
+    keeps: float
+    breaks: float
+
+    def outcome(self, limit: float) -> Outcome:
+        """Whether the worsening is surely within the limit, surely beyond it, or neither."""
+        if self.keeps <= limit:
+            return "pass"
+        return "fail" if self.breaks > limit else "inconclusive"
 
 
 def regression(
@@ -172,85 +196,117 @@ def regression(
     noise = calibration.noise.get(metric) if calibration is not None else None
     if noise is None and not together:
         return replace(line, why="the noise between two times is unknown; run tollgate evidence calibrate")
-    passing, failing = (
-        passing_confidence(criteria),
-        failing_confidence(criteria, len(criteria.max_regression)),
-    )
+    passing, failing = passing_confidence(criteria), failing_confidence(criteria, len(criteria.max_regression))
     try:
-        estimate, keeps = _worse(metric, candidate, baseline, noise, together, passing, "upper")
-        _, breaks = _worse(metric, candidate, baseline, noise, together, failing, "lower")
+        found = _compared(metric, candidate, baseline, None if together else noise, together, passing, failing)
     except ValueError as error:
         return replace(line, why=str(error))
-    line = replace(line, measured=estimate, bound=keeps, confidence=passing)
-    how = "pairs of interleaved runs" if together else "against the baseline"
-    if keeps <= limit:
-        return replace(line, outcome="pass", why=f"{estimate:+.1%} {how}")
-    if breaks > limit:
-        return replace(line, bound=breaks, confidence=failing, outcome="fail", why=f"{estimate:+.1%} {how}")
-    return replace(line, why=f"{estimate:+.1%} {how}, {line.why}")
+    outcome, how = found.outcome(limit), "pairs of interleaved runs" if together else "against the baseline"
+    bound, confidence = (found.breaks, failing) if outcome == "fail" else (found.keeps, passing)
+    why = f"{found.estimate:+.1%} {how}"
+    return replace(
+        line,
+        measured=found.estimate,
+        bound=bound,
+        confidence=confidence,
+        outcome=outcome,
+        why=f"{why}, {line.why}" if outcome == "inconclusive" else why,
+    )
 
 
-def _worse(
-    metric: str, ours: Result, theirs: Result, noise: Noise | None, together: bool, confidence: float, side: Side
-) -> tuple[float, float]:
-    """The worsening and its bound on that side, as a share of the baseline (shares of requests: in points)."""
+def _compared(
+    metric: str, ours: Result, theirs: Result, noise: Noise | None, together: bool, passing: float, failing: float
+) -> Comparison:
     sign = 1.0 if stacks.OBJECTIVES[metric][0] == "at most" else -1.0
-    turn = 1.0 if side == "upper" else -1.0
     mine, yours = ([run for run in result.runs if run.valid] for result in (ours, theirs))
-    between, sessions = (0.0, 0) if together or noise is None else (noise.between, noise.sessions)
     if metric in SHARES:
-        return _worse_share(metric, mine, yours, between, sessions, confidence, sign, turn)
+        return _compared_shares(metric, mine, yours, noise, passing, failing, sign)
     values, others = logs(samples_of(metric, mine)), logs(samples_of(metric, yours))
-    if together:
-        if len(values) != len(others):
-            raise ValueError("an interleaved run is unusable, so its pair is too")
-        pairs = [one - two for one, two in zip(values, others, strict=True)]
-        centre, half = interval(pairs, confidence, RESOLUTION)
+    if together and len(values) != len(others):
+        raise ValueError("an interleaved run is unusable, so its pair is too")
+    return compared_factors(values, others, noise, passing, failing, sign=sign, pairs=together)
+
+
+def compared_factors(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    noise: Noise | None,
+    passing: float,
+    failing: float,
+    *,
+    sign: float = 1.0,
+    pairs: bool = False,
+) -> Comparison:
+    """Of logarithms, one per run; `pairs`: the runs were interleaved. `sign` -1: of what is at least promised."""
+    freedom: float
+    if pairs:
+        apart = [one - two for one, two in zip(ours, theirs, strict=True)]
+        centre, square, freedom = mean_error(apart, RESOLUTION)
     else:
-        centre, square, freedom = _difference(values, others, between, sessions)
+        centre, square, freedom = _welch(ours, theirs)
+    known = None if noise is None or pairs else noise.variance(len(ours)) + noise.variance(len(theirs))
+
+    def reach(confidence: float) -> float:
         half = quantile(freedom, confidence) * math.sqrt(square)
+        if noise is None or known is None:
+            return half
+        return max(half, quantile(noise.sessions - 1, confidence) * math.sqrt(known))
+
     # Of what is at least promised, less is worse: a loss of 10 % is a ratio of 0.9.
-    return sign * math.expm1(centre), sign * math.expm1(centre + sign * turn * half)
+    return Comparison(
+        estimate=sign * math.expm1(centre),
+        keeps=sign * math.expm1(centre + sign * reach(passing)),
+        breaks=sign * math.expm1(centre - sign * reach(failing)),
+    )
 
 
-def _worse_share(
+def _compared_shares(
     metric: str,
     mine: Sequence[Run],
     yours: Sequence[Run],
-    between: float,
-    sessions: int,
-    confidence: float,
+    noise: Noise | None,
+    passing: float,
+    failing: float,
     sign: float,
-    turn: float,
-) -> tuple[float, float]:
+) -> Comparison:
     """By the bounds of both shares (Newcombe's hybrid, 1998, method 10, with our wider bounds in place of Wilson's)."""
-    one, two = bounds_of(metric, mine, confidence), bounds_of(metric, yours, confidence)
-    worse = sign * (one.mean - two.mean)
-    if sign * turn > 0:
-        reach = math.hypot(one.upper - one.mean, two.mean - two.lower)
-    else:
-        reach = math.hypot(one.mean - one.lower, two.upper - two.mean)
-    if between > 0:
-        reach = math.hypot(reach, quantile(sessions - 1, confidence) * math.sqrt(2) * between)
-    return worse, worse + turn * reach
+
+    def reach(confidence: float, upper: bool) -> tuple[float, float]:
+        one, two = bounds_of(metric, mine, confidence), bounds_of(metric, yours, confidence)
+        if upper:
+            found = math.hypot(one.upper - one.mean, two.mean - two.lower)
+        else:
+            found = math.hypot(one.mean - one.lower, two.upper - two.mean)
+        if noise is not None:
+            found = max(found, quantile(noise.sessions - 1, confidence) * math.sqrt(2) * noise.apart)
+        return sign * (one.mean - two.mean), found
+
+    worse, above = reach(passing, sign > 0)
+    _, below = reach(failing, sign < 0)
+    return Comparison(estimate=worse, keeps=worse + above, breaks=worse - below)
 
 
-def check_thresholds(stage: stacks.Stage, calibration: Calibration | None, runs: int) -> None:
-    """Raises InputError for a regression limit that the environment cannot resolve, with the runs that would resolve it."""
-    if calibration is None:
+def check_thresholds(stage: stacks.Stage, calibration: Calibration | None, planned: int | None) -> None:
+    """Raises InputError for a regression limit that the environment cannot resolve, with the runs that would resolve it.
+
+    `planned`: runs of one benchmark of the stage before; all looks together count.
+    """
+    if calibration is None or planned is None:
         return
-    confidence = passing_confidence(stage.criteria)
-    for metric, limit in stage.criteria.max_regression.items():
+    criteria, confidence = stage.criteria, passing_confidence(stage.criteria)
+    for metric, limit in criteria.max_regression.items():
         noise = calibration.noise.get(metric)
-        if noise is None or (floor := noise.floor(runs, confidence)) <= limit:
+        if noise is None or (floor := noise.floor(planned * criteria.looks, confidence)) <= limit:
             continue
         enough = noise.runs_for(limit, confidence)
         unit = "points" if metric in SHARES else "%"
         raise stacks.InputError(
             where=f"stacks/pipeline.yaml, stage {stage.stack}, max_regression.{metric}",
             got=f"{limit * 100:g} {unit}",
-            allowed=f"≥ {floor * 100:.2g} {unit}, the A/A noise floor of {stage.after} with {runs} runs",
-            fix=f"set benchmark.runs of {stage.after} to {enough}, or raise the limit"
+            allowed=f"≥ {floor * 100:.2g} {unit}, the A/A noise floor of {stage.after} with {planned} runs"
+            + (f" at each of {criteria.looks} looks" if criteria.looks > 1 else ""),
+            fix=f"set benchmark.runs of {stage.after} to {math.ceil(enough / criteria.looks)} and calibrate anew, "
+            "or raise the limit"
             if enough
             else f"raise the limit: sessions differ by {noise.between * 100:.2g} {unit} whatever the number of runs",
         )

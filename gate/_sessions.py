@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import stacks
 from bench.results import Result
 
-from ._evidence import result_of, writable
-from ._judge import Verdict
+from ._evidence import Measuring, result_of, surroundings, writable
+from ._judge import Verdict, judge
 from ._keys import load_keys
-from ._lines import surroundings
+from ._lines import planned_runs
 from ._regression import Calibration, calibrate
 from ._statements import Subject, newest, statement
 from ._store import Entry, open_store
 
 
-def more_runs(verdict: Verdict, criteria: stacks.Criteria, *, planned_runs: int, looks_used: int) -> int:
-    """How many runs to add to an inconclusive result before it is judged again; 0: it is settled, or no look is left.
+def to_measure(stack: stacks.Stack, benchmark: str, root: Path, now: datetime) -> Measuring:
+    """What a benchmark with that digest has to do now: nothing where valid evidence is there, more where it is inconclusive.
 
-    Each look adds as many runs as the first one had, so that the number of looks is known beforehand, as the division of
-    the permitted error among them needs it.
+    Evidence is valid for as long as every stage that takes releases from this stack takes it. Inconclusive evidence gets more
+    runs as long as the looks of the pipeline last; each look adds as many runs as the first one had, so that their number is
+    known beforehand, as the division of the permitted error among them needs it. Runs that were unusable are not added to:
+    they would keep the verdict open for ever; the measurement begins anew, and costs a look all the same.
     """
-    if verdict.outcome != "inconclusive" or looks_used >= criteria.looks:
-        return 0
-    return max(planned_runs, criteria.min_runs)
+    pipeline = stacks.load_pipeline(root)
+    criteria = pipeline.home(stack.name)
+    ages = [stage.criteria.max_evidence_age_hours for stage in pipeline.consumers(stack.name)]
+    since = now - timedelta(hours=min(ages, default=criteria.max_evidence_age_hours))
+    entries = [
+        entry
+        for entry in open_store(stack.evidence, root, load_keys(root)).entries()
+        if entry.kind == "measurement" and entry.stack == stack.name and entry.facts.get("benchmark") == benchmark
+    ]
+    if not entries:
+        return Measuring(benchmark=benchmark)
+    last = entries[-1]
+    again = Measuring(benchmark=benchmark, attempt=int(last.facts["attempt"]) + 1)
+    valid = [entry for entry in entries if entry.signed_at > since]
+    if not valid:
+        return again
+    outcomes = [_verdict(stack, criteria, entry) for entry in valid]
+    used = sum(outcome.outcome != "pass" for outcome in outcomes)
+    if outcomes[-1].outcome == "inconclusive" and used < criteria.looks:
+        usable = outcomes[-1].criteria[0].measured == len(last.facts["result"]["runs"])
+        return replace(again, earlier=(*last.facts["earlier"], last.digest) if usable else ())
+    return replace(again, attempt=again.attempt - 1, earlier=tuple(last.facts["earlier"]), known=last.digest)
 
 
-def pool(results: Sequence[Result]) -> Result:
-    """All runs of several results of the same as one. Raises TollgateError where they are not of the same.
-
-    No run can be left out on the way: those that were invalid come along.
-    """
-    first, *others = results
-    for other in others:
-        for field in ("release", "stack", "traffic", "replicas", "environment"):
-            if getattr(other, field) != getattr(first, field):
-                raise stacks.TollgateError(f"results of different {field} cannot be judged as one")
-    runs = sorted((run for result in results for run in result.runs), key=lambda run: run.started)
-    return first.model_copy(update={"runs": tuple(runs)})
+def _verdict(stack: stacks.Stack, criteria: stacks.Criteria, entry: Entry) -> Verdict:
+    return judge(stack.objectives, criteria, result_of(entry), planned_runs=planned_runs(entry))
 
 
 def record_calibration(
