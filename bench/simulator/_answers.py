@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ._ask import Ask, chain
-from ._engine import Scheduler, Sequence, clock
+from ._scheduler import Scheduler, Sequence, clock
 from ._style import DONE, END, FINGERPRINT, Style, event
 from ._words import LENGTH, Corpus, Draws, share
 
 if TYPE_CHECKING:
-    from ._http import Connection, Head
+    from ._http import Client, Head
     from ._options import Faults
     from ._stats import Stats
 
@@ -93,7 +93,7 @@ class Prepared:
         self.fast = ask.plain and not kitchen.faulty
         self._row = kitchen.rows[ask.chat]
 
-    def start(self, connection: Connection, draw: int, given_id: bytes, received: int) -> bytes | None:
+    def start(self, connection: Client, draw: int, given_id: bytes, received: int) -> bytes | None:
         """Bytes where the whole answer is there at once; else None: the connection is busy, or the queue was full."""
         if not self.fast:
             from ._rich import rich_answer
@@ -154,7 +154,7 @@ class Prepared:
         )
 
     def _work(
-        self, connection: Connection, draw: int, given_id: bytes, tokens: int, reason: str, received: int
+        self, connection: Client, draw: int, given_id: bytes, tokens: int, reason: str, received: int
     ) -> bytes | None:
         kitchen = self.kitchen
         ask = self.ask
@@ -211,7 +211,7 @@ class Whole:
     def __init__(
         self,
         kitchen: Kitchen,
-        connection: Connection,
+        connection: Client,
         style: Style,
         ident: bytes,
         start: int,
@@ -268,7 +268,7 @@ class Stream:
     def __init__(
         self,
         kitchen: Kitchen,
-        connection: Connection,
+        connection: Client,
         style: Style,
         ident: bytes,
         start: int,

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ._schema import instance
+from ._schema import TooLarge, instance
 from ._words import content_tokens, count
 
 
@@ -61,6 +61,8 @@ def _not_json(body: bytes) -> Refused:
     return _invalid("json_invalid", str(position), "JSON decode error", {}, f", 'ctx': {{'error': '{reason}'}}")
 
 
+# vLLM has no such limit; each is searched for in the whole answer, on the loop that serves everybody.
+_MOST_STOPS = 64
 # With nothing but these a chat needs no further look.
 _COMMON = frozenset(
     ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "temperature", "top_p")
@@ -200,6 +202,8 @@ def _limits(data: dict[str, Any], ask: Ask) -> None:
         stops = [stop] if isinstance(stop, str) else stop
         if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
             raise _invalid("string_type", "stop.str", "Input should be a valid string", stop)
+        if len(stops) > _MOST_STOPS:
+            raise Refused(400, f"stop must have at most {_MOST_STOPS} strings, got {len(stops)}.", param="stop")
         if any(not s for s in stops):
             raise Refused(400, "stop cannot contain an empty string. (parameter=stop)", param="stop")
         ask.stops = tuple(stops)
@@ -275,7 +279,7 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
         _format(data.get("response_format"), ask, draw)
         schema = data.get("guided_json")
         if isinstance(schema, dict):
-            ask.said = orjson.dumps(instance(schema, draw)).decode()
+            ask.said = fitting(schema, draw)
     ask.plain = (
         ask.n == 1
         and not ask.stops
@@ -285,6 +289,16 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
         and not ask.usage_each
     )
     return ask
+
+
+def fitting(schema: Any, draw: int) -> str:
+    """JSON that fits `schema`; refuses a schema that nothing of a sane size fits."""
+    try:
+        return orjson.dumps(instance(schema, draw)).decode()
+    except (TooLarge, TypeError):
+        raise Refused(
+            400, "The JSON schema cannot be served: no instance of it is small enough.", "Bad Request"
+        ) from None
 
 
 def _tools(data: dict[str, Any], ask: Ask, draw: int, *, auto_tools: bool) -> None:
@@ -331,7 +345,7 @@ def _tools(data: dict[str, Any], ask: Ask, draw: int, *, auto_tools: bool) -> No
             "Bad Request",
             "tool_choice",
         )
-    ask.call = (str(name), orjson.dumps(instance(functions[str(name)], draw)).decode())
+    ask.call = (str(name), fitting(functions[str(name)], draw))
 
 
 def _format(form: Any, ask: Ask, draw: int) -> None:
@@ -350,7 +364,7 @@ def _format(form: Any, ask: Ask, draw: int) -> None:
                 "Bad Request",
                 "response_format",
             )
-        ask.said = orjson.dumps(instance(schema, draw)).decode()
+        ask.said = fitting(schema, draw)
     elif kind != "text":
         raise _invalid(
             "literal_error", "response_format.type", "Input should be text, json_object or json_schema", kind

@@ -4,7 +4,8 @@
 as fit `max_batched_tokens` (chunked prefill), lasts as long as the latency model says for that batch, and then every
 request whose prompt is done has one more token. A request that finds no free block of the KV cache waits; one that
 needs a block to go on when none is free takes it from the youngest, which starts again (preemption by recomputation).
-One timer serves all streams, and none is set while nothing runs.
+One timer serves all streams, and none is set while nothing runs. Where several workers serve one engine, slots, queue and
+blocks are counted over all of them, and a step lasts as long as the batch of all takes (`_share`).
 
 `_paced.PacedEngine` has fixed latencies instead. Both keep time by an ideal clock: a late timer delays one token, never
 the rate. Only when this process was starved for `MAX_LAG` seconds is the lost time given up.
@@ -13,160 +14,17 @@ the rate. Only when this process was starved for `MAX_LAG` seconds is the lost t
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from ._options import Engine as EngineOptions
+from ._scheduler import Scheduler, Sequence, clock
+from ._share import BLOCKS, CONTEXT, DECODING, PREFILLING
 from ._stats import Stats
 from ._timing import Timing
 
 MAX_LAG = 0.25
+_RETRY = 0.005
 _EARLY = 0.0006  # uvloop rounds timers to whole milliseconds: this much early is on time.
-
-clock = time.monotonic
-
-
-class Sink(Protocol):
-    """Who receives what a sequence generates."""
-
-    def on_token(self, seq: Sequence) -> None:
-        """One more token is ready (`seq.made` counts it); not called for the last, nor where `seq.streams` is false."""
-
-    def on_finish(self, seq: Sequence) -> None:
-        """The last token is ready."""
-
-
-class Sequence:
-    """One answer being generated. Times are seconds of `time.monotonic()`."""
-
-    __slots__ = (
-        "admitted",
-        "arrived",
-        "blocks",
-        "cached",
-        "chain",
-        "computed",
-        "draw",
-        "first",
-        "index",
-        "last",
-        "made",
-        "max_tokens",
-        "output",
-        "preemptions",
-        "prompt",
-        "reason",
-        "sink",
-        "slow",
-        "state",
-        "streams",
-    )
-
-    def __init__(
-        self,
-        sink: Sink,
-        prompt: int,
-        output: int,
-        *,
-        streams: bool,
-        draw: int = 0,
-        reason: str = "length",
-        index: int = 0,
-    ) -> None:
-        self.sink = sink
-        self.prompt = prompt
-        self.output = output
-        self.streams = streams
-        self.draw = draw
-        self.reason = reason
-        self.index = index
-        self.max_tokens = output
-        self.chain: tuple[int, ...] = ()
-        self.made = 0
-        self.computed = 0
-        self.cached = 0
-        self.blocks = 0
-        self.preemptions = 0
-        self.slow = 1.0
-        self.arrived = self.admitted = self.first = self.last = 0.0
-        self.state = 0  # 0 waiting, 1 running, 2 finished, 3 cancelled
-
-
-class Scheduler:
-    """What both engines share: the queue, the slots, and what the metrics see."""
-
-    def __init__(self, options: EngineOptions, stats: Stats) -> None:
-        self.options = options
-        self.stats = stats
-        self.max_seqs = options.max_seqs
-        self.max_queue = options.max_queue
-        # A request that is cancelled stays in the deque until its turn; `queued` counts the live ones.
-        self.waiting: deque[Sequence] = deque()
-        self.queued = 0
-        self.active = 0
-        self.instant = False
-        self.on_idle: Callable[[], None] | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything runs or waits."""
-        return self.active > 0 or self.queued > 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the queue takes no more."""
-        return 0 < self.max_queue <= self.queued and self.active >= self.max_seqs
-
-    def kv_usage(self) -> float:
-        """Share of the KV cache in use, 0..1."""
-        return 0.0
-
-    def submit(self, seq: Sequence) -> bool:
-        """Take a request in; False where the queue is full (the caller answers as its engine would)."""
-        if self.full:
-            return False
-        seq.arrived = clock()
-        self.waiting.append(seq)
-        self.queued += 1
-        self._wake()
-        return True
-
-    def cancel(self, seq: Sequence) -> None:
-        """The client has gone: free what the request held."""
-        if seq.state >= 2:
-            return
-        if seq.state == 1:
-            self._leave(seq)
-        else:
-            self.queued -= 1
-        seq.state = 3
-        self.stats.aborted(seq)
-        self._after()
-
-    def _wake(self) -> None:
-        raise NotImplementedError
-
-    def _leave(self, seq: Sequence) -> None:
-        """Take a running request off its slot."""
-        raise NotImplementedError
-
-    def _next(self) -> Sequence | None:
-        """The first request in the queue that still has a client."""
-        waiting = self.waiting
-        while waiting:
-            if waiting[0].state == 0:
-                return waiting[0]
-            waiting.popleft()
-        return None
-
-    def _after(self) -> None:
-        if self.on_idle is not None and not self.busy:
-            self.on_idle()
-
-    def stop(self) -> None:
-        """Set no further timer."""
 
 
 class BatchEngine(Scheduler):
@@ -185,14 +43,16 @@ class BatchEngine(Scheduler):
         blocks: int = 0,
         slowdown: Callable[[float], float] | None = None,
     ) -> None:
-        super().__init__(options, stats)
+        super().__init__(options, stats, loop)
         self.timing = timing
-        self.loop = loop
         self.running: list[Sequence] = []
         self.blocks = blocks
-        self.free = blocks
+        self.used = 0
+        self._elsewhere = 0
         self.block_tokens = options.block_tokens
-        self.budget = options.max_batched_tokens
+        # Without chunked prefill a prompt is worked in one step, which must then be able to take the longest.
+        self.chunked = options.chunked
+        self.budget = max(options.max_batched_tokens, 0 if options.chunked else options.context_tokens)
         self.speed = options.sim.speed
         self.slowdown = slowdown
         self._timer: asyncio.TimerHandle | None = None
@@ -202,8 +62,13 @@ class BatchEngine(Scheduler):
         self._cache: dict[int, None] = {}
         self._stopped = False
 
+    @property
+    def free(self) -> int:
+        """Blocks of the KV cache that nobody holds."""
+        return self.blocks - self.used - self._elsewhere
+
     def kv_usage(self) -> float:
-        return 1.0 - self.free / self.blocks if self.blocks else 0.0
+        return self.used / self.blocks if self.blocks else 0.0
 
     def _wake(self) -> None:
         if self._timer is None and not self._stopped:
@@ -218,6 +83,10 @@ class BatchEngine(Scheduler):
     def _begin(self) -> None:
         """Choose the next step's batch and set its timer."""
         budget = self.budget
+        board = self.board
+        if board is not None:
+            self._elsewhere = int(board.others(BLOCKS))
+            budget = max(budget // board.workers, budget - int(board.others(DECODING) + board.others(PREFILLING)))
         decoding = context = prefilling = 0
         ready = self._ready
         ready.clear()
@@ -233,6 +102,12 @@ class BatchEngine(Scheduler):
                 decoding += 1
                 budget -= 1
                 context += seq.computed
+                if seq.slow > 1.0:
+                    # Made slower on purpose: it takes part in the step without a token until its turn.
+                    seq.debt += 1.0
+                    if seq.debt < seq.slow:
+                        continue
+                    seq.debt -= seq.slow
                 seq.computed += 1
                 ready.append(seq)
             elif budget > 0:
@@ -242,12 +117,15 @@ class BatchEngine(Scheduler):
                 seq.computed += chunk
                 if chunk == missing:
                     ready.append(seq)
-        while len(running) < self.max_seqs and budget > 0:
+        while budget > 0:
             head = self._next()
-            if head is None or not self._admit(head):
+            if head is None or not self._take():
+                break
+            if not self._admit(head, budget):
+                self._give()
                 break
             seq = self.waiting.popleft()
-            self.queued -= 1
+            self._queue(-1)
             self.active += 1
             seq.state = 1
             if not seq.admitted:
@@ -260,9 +138,26 @@ class BatchEngine(Scheduler):
             seq.computed += chunk
             if chunk == missing:
                 ready.append(seq)
+        if board is not None:
+            for cell, value in (
+                (DECODING, decoding),
+                (CONTEXT, context),
+                (PREFILLING, prefilling),
+                (BLOCKS, self.used),
+            ):
+                board.put(cell, value)
         if not running:
+            if board is not None and self.queued and not self._watching:
+                # The others hold the blocks that the first in the queue needs.
+                self._now = clock()
+                self._timer = self.loop.call_later(_RETRY, self._begin_soon)
             self._after()
             return
+        self.stats.iteration(prefilling + decoding)
+        if board is not None:
+            decoding += int(board.others(DECODING))
+            context += int(board.others(CONTEXT))
+            prefilling += int(board.others(PREFILLING))
         duration = 0.0
         if prefilling:
             duration += self.timing.prefill_seconds(prefilling, decoding)
@@ -272,7 +167,6 @@ class BatchEngine(Scheduler):
         if self.slowdown is not None:
             duration = self.slowdown(duration)
         self._duration = duration
-        self.stats.iteration(prefilling + decoding)
         self._timer = self.loop.call_later(max(0.0, self._now + duration - clock()), self._end)
 
     def _end(self) -> None:
@@ -311,6 +205,7 @@ class BatchEngine(Scheduler):
             seq.made += 1
             if seq.made == 1:
                 seq.first = now
+                self.backlog -= seq.prompt
                 stats.first_token(seq)
             else:
                 if seq.last == previous:
@@ -335,16 +230,16 @@ class BatchEngine(Scheduler):
 
     # The KV cache: counted in blocks, not held.
 
-    def _admit(self, seq: Sequence) -> bool:
+    def _admit(self, seq: Sequence, budget: int) -> bool:
         hit = self._lookup(seq)
-        if not self.blocks:
-            seq.computed = hit
-            return True
-        need = -(-(seq.prompt + seq.made + 1) // self.block_tokens)
-        if need > self.free:
+        if not self.chunked and seq.prompt + seq.made - hit > budget:
             return False
-        self.free -= need
-        seq.blocks = need
+        if self.blocks:
+            need = -(-(seq.prompt + seq.made + 1) // self.block_tokens)
+            if need > self.free:
+                return False
+            self.used += need
+            seq.blocks = need
         seq.computed = hit
         return True
 
@@ -380,7 +275,7 @@ class BatchEngine(Scheduler):
         while self.free <= 0:
             victim = self.running[-1]
             self._leave(victim)
-            self.queued += 1
+            self._queue(1)
             victim.state = 0
             victim.computed = 0
             victim.preemptions += 1
@@ -390,7 +285,7 @@ class BatchEngine(Scheduler):
                 self._ready.remove(victim)
             if victim is seq:
                 return False
-        self.free -= 1
+        self.used += 1
         seq.blocks += 1
         return True
 
@@ -400,10 +295,12 @@ class BatchEngine(Scheduler):
         else:
             self.running.remove(seq)
         self.active -= 1
-        self.free += seq.blocks
+        self.used -= seq.blocks
         seq.blocks = 0
+        self._give()
 
     def stop(self) -> None:
+        super().stop()
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

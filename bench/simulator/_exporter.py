@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._exposition import exposition
-from ._http import UVICORN, Connection, Request
+from ._http import UVICORN, Client, Request
 
 if TYPE_CHECKING:
     from ._machine import Machine
@@ -27,7 +27,7 @@ class Exporter:
         self.machine = machine
         self.app = app
 
-    def handle(self, connection: Connection, request: Request) -> bytes | None:
+    def handle(self, connection: Client, request: Request) -> bytes | None:
         if request.path != b"/metrics" or request.method != b"GET":
             return self.head.reply(404, b"text/plain", b"404 page not found")
         machine = self.machine

@@ -12,11 +12,14 @@ import contextlib
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
 from ._options import warn
+
+if TYPE_CHECKING:
+    from ._http2 import Link
 
 MAX_HEAD = 64 << 10
 MAX_URL = 16 << 10
@@ -129,12 +132,28 @@ class Work(Protocol):
         """The client has gone."""
 
 
+class Client(Protocol):
+    """Who a dialect answers: an HTTP/1.1 connection, or one stream of HTTP/2. What is written is HTTP/1.1."""
+
+    busy: Work | None
+    closing: bool
+
+    def write(self, data: bytes) -> None:
+        """Send a part of an answer."""
+
+    def done(self) -> None:
+        """The answer is complete."""
+
+    def abort(self) -> None:
+        """Break off without a word."""
+
+
 class App(Protocol):
     """What a server serves: `handle` answers at once with a whole response, or None and `connection.done()` later."""
 
     head: Head
 
-    def handle(self, connection: Connection, request: Request) -> bytes | None: ...
+    def handle(self, connection: Client, request: Request) -> bytes | None: ...
 
     def refuse(self, status: int, message: str) -> bytes:
         """A whole response, closing, in the words of the dialect."""
@@ -157,14 +176,14 @@ class Server:
         self.loop = loop
         self.max_connections = max_connections
         self.max_body = max_body
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection | Link] = set()
         self.epoch = 0
         self.interval = max(0.05, min(5.0, head_seconds / 2, idle_seconds / 2))
         self.head_epochs = max(1, round(head_seconds / self.interval))
         self.idle_epochs = max(1, round(idle_seconds / self.interval))
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def joined(self, connection: Connection) -> bool:
+    def joined(self, connection: Connection | Link) -> bool:
         """Count a new connection; False where there are too many."""
         if len(self.connections) >= self.max_connections:
             return False
@@ -187,6 +206,10 @@ class Server:
     def protocol(self) -> Connection:
         """One more connection (the protocol factory)."""
         return Connection(self)
+
+    def unsent(self) -> bool:
+        """Whether any client has not yet been sent all of its answer."""
+        return any(c.transport is not None and c.transport.get_write_buffer_size() > 0 for c in self.connections)
 
     def close_idle(self) -> None:
         """Close the connections that wait for nothing."""

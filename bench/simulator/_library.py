@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ._answers import Kitchen
-from ._engine import Scheduler, clock
 from ._http import Head
 from ._options import Engine
+from ._scheduler import Scheduler, clock
 from ._timing import bits_per_weight, kv_bytes_per_token, parameters, quantization_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Model:
         self.keep_alive = library.options.keep_alive
         self.expires = math.inf
         self.used = 0.0
+        self.told = 0.0
+        self.told_alive = -1.0
         self.loads = 0
         self.scheduler: Scheduler
         self.kitchen: Kitchen
@@ -153,6 +155,32 @@ class Library:
         model = Model(name, self)
         return self.models.setdefault(model.name, model)
 
+    # Several workers are one server: what one does to a model, all do.
+
+    def _tell(self, what: str, model: Model) -> None:
+        keep_alive = -1.0 if math.isinf(model.keep_alive) else model.keep_alive
+        self.machine.tell({"what": what, "model": model.asked, "keep_alive": keep_alive})
+
+    def told(self, message: dict[str, Any]) -> None:
+        """Another worker's news."""
+        what, name = message["what"], str(message["model"])
+        if what == "add":
+            self.add(name)
+            return
+        model = self.models.get(full_name(name))
+        if model is None:
+            return
+        if what == "delete":
+            self.models.pop(model.name)
+        if what in ("delete", "unload"):
+            self._drop(model)
+            return
+        model.keep_alive = math.inf if message["keep_alive"] < 0 else float(message["keep_alive"])
+        if model.loaded:
+            self._renew(model)
+        elif not model.loading:
+            self._begin(model, None)
+
     def busy(self) -> bool:
         """Whether any request waits for a model or for tokens."""
         return any(m.loading or (m.loaded and m.scheduler.busy) for m in self.models.values())
@@ -176,7 +204,7 @@ class Library:
                     False,
                 )
             else:
-                self.add(name)
+                self._tell("add", self.add(name))
                 for status in ("verifying sha256 digest", "writing manifest"):
                     report({"status": status}, False)
                 report({"status": "success"}, True)
@@ -185,38 +213,61 @@ class Library:
 
         step(0)
 
+    def copy(self, source: Model, name: str) -> None:
+        """The same model under another name."""
+        made = self.add(name)
+        made.parameters, made.quantization, made.size = source.parameters, source.quantization, source.size
+        made.digest = source.digest
+        self._tell("add", made)
+
     def delete(self, model: Model) -> None:
         """Remove a model from disk (and from memory)."""
-        self.expire(model)
         self.models.pop(model.name, None)
+        self._tell("delete", model)
+        self._drop(model)
 
     def load(self, model: Model, ready: Callable[[], None]) -> bool:
         """Call `ready` once the model is in memory; False where too many requests wait for it already."""
         if len(model.loading) >= max(1, self.options.max_queue):
             return False
-        model.loading.append(ready)
-        if len(model.loading) == 1:
-            loaded = [m for m in self.models.values() if m.loaded]
-            if len(loaded) >= self.options.max_loaded:
-                self.expire(min(loaded, key=lambda m: m.used))
-            sim = self.options.sim
-            wait = sim.load_seconds if sim.load_seconds is not None else self.machine.timing(model.name).load_seconds
-            model.timer = self.machine.loop.call_later(wait / sim.speed, self._loaded, model)
+        if model.timer is None:
+            self._begin(model, ready)
+            self._tell("load", model)
+        else:
+            model.loading.append(ready)
         return True
 
+    def _begin(self, model: Model, ready: Callable[[], None] | None) -> None:
+        if ready is not None:
+            model.loading.append(ready)
+        loaded = [m for m in self.models.values() if m.loaded]
+        if len(loaded) >= self.options.max_loaded:
+            self.expire(min(loaded, key=lambda m: m.used))
+        sim = self.options.sim
+        wait = sim.load_seconds if sim.load_seconds is not None else self.machine.timing(model.name).load_seconds
+        model.timer = self.machine.loop.call_later(wait / sim.speed, self._loaded, model)
+
     def _loaded(self, model: Model) -> None:
+        model.timer = None
         model.scheduler = self.machine.new_scheduler(model.name)
         model.scheduler.on_idle = lambda: self.touch(model)
         model.kitchen = self.machine.kitchen(model.asked, self.head, model.scheduler)
         model.loaded = True
         model.loads += 1
         waiting, model.loading = model.loading, []
-        self.touch(model)
+        self._renew(model)
         for ready in waiting:
             ready()
 
     def touch(self, model: Model) -> None:
         """The model has been used: its time in memory begins anew."""
+        now = clock()
+        if now - model.told > min(0.5, model.keep_alive / 4) or model.keep_alive != model.told_alive:
+            model.told, model.told_alive = now, model.keep_alive
+            self._tell("use", model)
+        self._renew(model)
+
+    def _renew(self, model: Model) -> None:
         model.used = clock()
         if model.unload is not None:
             model.unload.cancel()
@@ -229,11 +280,17 @@ class Library:
 
     def _expired(self, model: Model) -> None:
         model.unload = None
-        if model.loaded and not model.scheduler.busy:
+        # Where another worker still uses it, that one renews or ends the model's time.
+        if model.loaded and not model.scheduler.everywhere:
             self.expire(model)
 
     def expire(self, model: Model) -> None:
         """Out of memory, now or when its last request is through."""
+        if model.loaded:
+            self._tell("unload", model)
+        self._drop(model)
+
+    def _drop(self, model: Model) -> None:
         if not model.loaded:
             return
         if model.scheduler.busy:

@@ -10,25 +10,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._answers import EVENTS, JSON, Kitchen
-from ._engine import BatchEngine, Scheduler
+from ._engine import BatchEngine
+from ._faults import slow_replica
 from ._options import Engine
 from ._paced import PacedEngine
+from ._scheduler import Scheduler
 from ._stats import Stats
 from ._throttle import Throttle
 from ._timing import Timing, gpu_blocks, timing_of
 from ._words import Corpus, Draws, content_tokens
 
 if TYPE_CHECKING:
-    from ._http import Connection, Head
+    from ._http import Client, Head
+    from ._share import Board
 
 Handlers = dict[tuple[str, str, str], list[float]]
 Show = Callable[[list[float], Handlers], bytes]
 
 
 class Machine:
-    """`workers`, `worker`: how many processes serve this address, and which of them this is."""
+    """`worker`: which of the processes that serve this address this is; `board`: what they share, where there are several."""
 
-    def __init__(self, options: Engine, loop: asyncio.AbstractEventLoop, *, workers: int = 1, worker: int = 0) -> None:
+    def __init__(
+        self, options: Engine, loop: asyncio.AbstractEventLoop, *, worker: int = 0, board: Board | None = None
+    ) -> None:
         self.options = options
         self.loop = loop
         self.worker = worker
@@ -38,30 +43,28 @@ class Machine:
         self.draws = Draws(sim.seed + worker * 0x10001, sim.output_tokens, sim.output_cv)
         self.started = time.time()
         self.blocks = gpu_blocks(options) if options.dialect == "vllm" else 0
-        self.throttle = Throttle(sim.throttle_after, sim.throttle_factor) if sim.throttle_after is not None else None
+        self.slowdown = _slowdown(options, board)
         self.gather: Callable[[Callable[[list[list[float]], list[Handlers]], None]], None] | None = None
+        self.tell: Callable[[dict[str, Any]], None] = lambda message: None
         self._engine: Scheduler | None = None
-        self._share = workers
+        self.board = board
 
     def timing(self, model: str) -> Timing:
         """The latency model of `model` here."""
         return timing_of(self.options, model)
 
     def new_scheduler(self, model: str) -> Scheduler:
-        """A fresh engine for `model` with this worker's part of the slots."""
+        """A fresh engine for `model`; its slots and blocks are those of all workers."""
         options = self.options
-        slowdown = self.throttle.slow if self.throttle else None
         made: Scheduler
         if options.sim.fixed:
-            made = PacedEngine(options, self.stats, self.loop, slowdown=slowdown)
+            made = PacedEngine(options, self.stats, self.loop, slowdown=self.slowdown)
         else:
             made = BatchEngine(
-                options, self.timing(model), self.stats, self.loop, blocks=self.blocks // self._share, slowdown=slowdown
+                options, self.timing(model), self.stats, self.loop, blocks=self.blocks, slowdown=self.slowdown
             )
-        if self._share > 1:
-            part, rest = divmod(options.max_seqs, self._share)
-            made.max_seqs = max(1, part + (self.worker < rest))
-            made.max_queue = -(-options.max_queue // self._share)
+        if self.board is not None:
+            made.share(self.board, model)
         return made
 
     def scheduler(self, model: str) -> Scheduler:
@@ -87,7 +90,7 @@ class Machine:
             caching=self.options.prefix_caching and not self.options.sim.fixed,
         )
 
-    def collect(self, connection: Connection, gauges: tuple[int, int, float], show: Show) -> bytes | None:
+    def collect(self, connection: Client, gauges: tuple[int, int, float], show: Show) -> bytes | None:
         """Answer `connection` with `show` of this worker's numbers, or of all workers' where there are several."""
         mine, handlers = self.stats.snapshot(*gauges)
         if self.gather is None:
@@ -99,7 +102,6 @@ class Machine:
             if waiting.gone:
                 return
             total = [sum(column) for column in zip(mine, *values, strict=True)]
-            total[self.stats.kv_usage] /= 1 + len(values)
             merged: Handlers = {key: list(row) for key, row in handlers.items()}
             for table in tables:
                 for key, row in table.items():
@@ -130,6 +132,16 @@ class Machine:
             rows.append({"object": "embedding", "index": at, "embedding": vector})
         usage = {"prompt_tokens": total, "total_tokens": total}
         return {"object": "list", "data": rows, "model": model, "usage": usage}
+
+
+def _slowdown(options: Engine, board: Board | None) -> Callable[[float], float] | None:
+    """What a duration becomes on this GPU and this replica; None where nothing slows it."""
+    sim = options.sim
+    factor = slow_replica(sim.faults, options.name, sim.seed) if sim.faults.slow_replica else 1.0
+    if sim.throttle_after is not None:
+        throttle = Throttle(sim.throttle_after, sim.throttle_factor, board.heat if board is not None else None)
+        return lambda duration: throttle.slow(duration * factor)
+    return (lambda duration: duration * factor) if factor != 1.0 else None
 
 
 class _Scrape:

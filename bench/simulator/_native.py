@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ._ask import chain
-from ._engine import Sequence, clock
+from ._choice import Choice
+from ._faults import Fate
 from ._library import Model, stamp
-from ._words import LENGTH, share
+from ._scheduler import Sequence, clock
 
 if TYPE_CHECKING:
-    from ._http import Connection
+    from ._http import Client
 
 JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
+# A tool call's tokens are not shown one by one; it takes as long as so much text.
+_CALL_CHARACTERS = 64
 
 
 class Native:
@@ -26,14 +29,14 @@ class Native:
         "arrived",
         "call",
         "chat",
+        "choice",
         "connection",
-        "cut",
+        "fate",
         "loaded",
         "model",
         "opened",
-        "pieces",
+        "said",
         "seq",
-        "start",
         "stops",
         "text",
     )
@@ -42,7 +45,7 @@ class Native:
     def __init__(
         self,
         model: Model,
-        connection: Connection,
+        connection: Client,
         *,
         chat: bool,
         arrived: float,
@@ -59,43 +62,39 @@ class Native:
         self.text = text
         self.stops = stops
         self.call = call
-        self.pieces: list[str] | None = None if said is None else [said[at : at + 4] for at in range(0, len(said), 4)]
+        self.said = said
         self.opened = False
-        self.start = 0
-        self.cut = 0
+        self.fate: Fate | None = None
+        self.choice: Choice
         self.seq: Sequence
 
     def begin(self, prompt: int, room: int, *, forced: bool, busy: Callable[[], bytes]) -> bytes | None:
         """Hand the request to the model's engine; bytes where it is answered at once (an error)."""
         kitchen = self.model.kitchen
         draw = kitchen.draws.next()
-        faults = kitchen.faults
-        if kitchen.faulty and share(draw, 1) < faults.error:
+        fate = self.fate = Fate(kitchen.faults, draw) if kitchen.faulty else None
+        if fate is not None and fate.error:
             body = b'{"error":"llama runner process has terminated: signal: killed"}'
             return kitchen.head.reply(500, JSON, body)
-        self.start = draw % LENGTH
         tokens, reason = room, "length"
         if not forced:
             drawn = kitchen.draws.length(draw, 1 << 30)
             tokens, reason = (drawn, "stop") if drawn < room else (room, "length")
+        choice = self.choice = Choice(kitchen.corpus, 0, prompt, draw, tokens, reason)
         if self.call is not None:
-            self.pieces = [""] * 16
-        if self.pieces is not None:
-            tokens, reason = len(self.pieces), "stop"
+            choice.say(" " * _CALL_CHARACTERS, "stop", room)
+        elif self.said is not None:
+            choice.say(self.said, "stop", room)
         elif self.stops:
-            used, text, stop = kitchen.corpus.until(self.start, tokens, self.stops)
-            if stop:
-                tokens, reason = used, "stop"
-                self.pieces = [kitchen.corpus.piece(self.start + at).decode() for at in range(used)]
-                self.pieces[-1] = text[len("".join(self.pieces[:-1])) :]
+            choice.until(self.stops)
+        tokens, reason = choice.tokens, choice.reason
         seq = self.seq = Sequence(self, prompt, tokens, streams=self.streams, draw=draw, reason=reason)
         seq.max_tokens = room
         if kitchen.caching:
             seq.chain = chain(self.text)
-        if kitchen.faulty:
-            seq.slow = faults.slow_factor if share(draw, 2) < faults.slow else 1.0
-            if share(draw, 3) < faults.disconnect:
-                self.cut = 1 + int(share(draw, 4) * max(1, tokens - 1))
+        if fate is not None:
+            seq.slow = fate.slow
+            fate.within(tokens)
         self.connection.busy = self
         if not kitchen.scheduler.submit(seq):
             self.connection.busy = None
@@ -107,9 +106,7 @@ class Native:
 
     def piece(self, index: int) -> bytes:
         """Token `index` of the answer, safe inside a JSON string."""
-        if self.pieces is None:
-            return self.model.kitchen.corpus.piece(self.start + index)
-        return orjson.dumps(self.pieces[index])[1:-1]
+        return orjson.dumps(self.choice.piece(index))[1:-1]
 
     def on_token(self, seq: Sequence) -> None:
         """One more token."""
@@ -145,9 +142,7 @@ class Native:
         return orjson.dumps(body)
 
     def _text(self, seq: Sequence) -> str:
-        if self.pieces is not None:
-            return "".join(self.pieces)
-        return self.model.kitchen.corpus.text(self.start, seq.made).decode()
+        return "" if self.call is not None else self.choice.text(seq.made)
 
     def _calls(self) -> list[dict[str, Any]]:
         name, arguments = self.call or ("", {})
@@ -161,8 +156,7 @@ class NativeWhole(Native):
 
     def on_finish(self, seq: Sequence) -> None:
         """Everything is there: send it."""
-        if self.cut:
-            self.connection.abort()
+        if self.fate is not None and self.fate.meet(self.connection, seq.made, last=True):
             return
         text = self._text(seq)
         body = self.final(seq, text)
@@ -178,13 +172,14 @@ class NativeStream(Native):
     streams = True
 
     def on_token(self, seq: Sequence) -> None:
-        line = self._line(self.piece(seq.made - 1))
-        if not self.opened:
-            self.opened = True
-            line = self.model.kitchen.head.stream(NDJSON) + line
-        self.connection.write(line)
-        if self.cut and seq.made >= self.cut:
-            self.connection.abort()
+        if self.call is None:
+            line = self._line(self.piece(seq.made - 1))
+            if not self.opened:
+                self.opened = True
+                line = self.model.kitchen.head.stream(NDJSON) + line
+            self.connection.write(line)
+        if self.fate is not None:
+            self.fate.meet(self.connection, seq.made)
 
     def _line(self, piece: bytes) -> bytes:
         model = self.model.asked_json
@@ -201,6 +196,8 @@ class NativeStream(Native):
 
     def on_finish(self, seq: Sequence) -> None:
         """The last token in its own line, then the numbers."""
+        if self.fate is not None and self.fate.meet(self.connection, seq.made, last=True):
+            return
         parts = []
         if not self.opened:
             parts.append(self.model.kitchen.head.stream(NDJSON))

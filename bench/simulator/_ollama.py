@@ -10,7 +10,7 @@ import orjson
 from . import _ask
 from ._answers import Prepared
 from ._ask import Ask, Refused
-from ._http import GIN, Connection, Request
+from ._http import GIN, Client, Request
 from ._library import Library, Model, full_name, stamp
 from ._native import NativeStream, NativeWhole
 from ._options import Engine, OptionError, go_duration
@@ -23,7 +23,7 @@ JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 TEXT = b"text/plain; charset=utf-8"
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
-Handler = Callable[[Connection, Request], bytes | None]
+Handler = Callable[[Client, Request], bytes | None]
 
 
 class Wait:
@@ -73,6 +73,10 @@ class Ollama:
         """Whether anybody still waits for an answer."""
         return self.library.busy()
 
+    def told(self, message: dict[str, Any]) -> None:
+        """Another worker's news of its models."""
+        self.library.told(message)
+
     def gauges(self) -> tuple[int, int, float]:
         """Requests running, requests waiting, share of the slots in use, over all models in memory."""
         loaded = [model.scheduler for model in self.library.models.values() if model.loaded]
@@ -82,7 +86,7 @@ class Ollama:
         )
         return active, waiting, active / max(1, sum(scheduler.max_seqs for scheduler in loaded))
 
-    def handle(self, connection: Connection, request: Request) -> bytes | None:
+    def handle(self, connection: Client, request: Request) -> bytes | None:
         found = self.routes.get(request.path)
         if found is None:
             if request.path.startswith(b"/v1/models/") and request.method == b"GET":
@@ -117,25 +121,25 @@ class Ollama:
 
     # Small ones
 
-    def root(self, connection: Connection, request: Request) -> bytes:
+    def root(self, connection: Client, request: Request) -> bytes:
         """GET /"""
         if self.draining:
             return self.head.reply(503, TEXT, b"Ollama is shutting down")
         return self.head.reply(200, TEXT, b"Ollama is running")
 
-    def version(self, connection: Connection, request: Request) -> bytes:
+    def version(self, connection: Client, request: Request) -> bytes:
         """GET /api/version"""
         return self._json({"version": self.options.version})
 
-    def tags(self, connection: Connection, request: Request) -> bytes:
+    def tags(self, connection: Client, request: Request) -> bytes:
         """GET /api/tags"""
         return self._json({"models": [model.card() for model in self.library.models.values()]})
 
-    def running(self, connection: Connection, request: Request) -> bytes:
+    def running(self, connection: Client, request: Request) -> bytes:
         """GET /api/ps"""
         return self._json({"models": [m.card(running=True) for m in self.library.models.values() if m.loaded]})
 
-    def show(self, connection: Connection, request: Request) -> bytes:
+    def show(self, connection: Client, request: Request) -> bytes:
         """POST /api/show"""
         data = self._read(request)
         name = data.get("model") or data.get("name")
@@ -143,7 +147,7 @@ class Ollama:
             raise Refused(400, "model is required")
         return self._json(self._model(name).description())
 
-    def pull(self, connection: Connection, request: Request) -> bytes | None:
+    def pull(self, connection: Client, request: Request) -> bytes | None:
         """POST /api/pull: progress, then success"""
         data = self._read(request)
         name = data.get("model") or data.get("name")
@@ -169,24 +173,23 @@ class Ollama:
         self.library.pull(name, report)
         return None
 
-    def delete(self, connection: Connection, request: Request) -> bytes:
+    def delete(self, connection: Client, request: Request) -> bytes:
         """DELETE /api/delete"""
         data = self._read(request)
         name = str(data.get("model") or data.get("name") or "")
         self.library.delete(self._model(name))
         return self.head.reply(200, JSON, b"")
 
-    def copy(self, connection: Connection, request: Request) -> bytes:
+    def copy(self, connection: Client, request: Request) -> bytes:
         """POST /api/copy"""
         data = self._read(request)
         source, target = data.get("source"), data.get("destination")
         if not isinstance(source, str) or not isinstance(target, str) or not target:
             raise Refused(400, 'source "" is invalid')
-        self._model(source)
-        self.library.add(target)
+        self.library.copy(self._model(source), target)
         return self.head.reply(200, JSON, b"")
 
-    def openapi(self, connection: Connection, request: Request) -> bytes:
+    def openapi(self, connection: Client, request: Request) -> bytes:
         """GET /openapi.json (the simulator's own; Ollama serves none)"""
         from ._openapi import ollama_document
 
@@ -252,7 +255,7 @@ class Ollama:
 
     # Generating, natively
 
-    def generate(self, connection: Connection, request: Request) -> bytes | None:
+    def generate(self, connection: Client, request: Request) -> bytes | None:
         """POST /api/generate"""
         data = self._read(request)
         name = data.get("model")
@@ -274,7 +277,7 @@ class Ollama:
             empty=not prompt,
         )
 
-    def chat(self, connection: Connection, request: Request) -> bytes | None:
+    def chat(self, connection: Client, request: Request) -> bytes | None:
         """POST /api/chat"""
         data = self._read(request)
         name = data.get("model")
@@ -298,7 +301,7 @@ class Ollama:
 
     def _native(
         self,
-        connection: Connection,
+        connection: Client,
         data: dict[str, Any],
         model: Model,
         text: str,
@@ -355,7 +358,7 @@ class Ollama:
         )
 
     def _when_loaded(
-        self, connection: Connection, model: Model, keep_alive: float | None, then: Callable[[], bytes | None]
+        self, connection: Client, model: Model, keep_alive: float | None, then: Callable[[], bytes | None]
     ) -> bytes | None:
         """Run `then` once `model` is in memory: now, or after it has been loaded."""
         if keep_alive is not None:
@@ -382,7 +385,7 @@ class Ollama:
 
     # Embeddings
 
-    def embed(self, connection: Connection, request: Request) -> bytes | None:
+    def embed(self, connection: Client, request: Request) -> bytes | None:
         """POST /api/embed"""
         data = self._read(request)
         model = self._model(str(data.get("model") or ""))
@@ -405,7 +408,7 @@ class Ollama:
 
         return self._when_loaded(connection, model, self._keep_alive(data), then)
 
-    def old_embeddings(self, connection: Connection, request: Request) -> bytes | None:
+    def old_embeddings(self, connection: Client, request: Request) -> bytes | None:
         """POST /api/embeddings"""
         data = self._read(request)
         model = self._model(str(data.get("model") or ""))
@@ -418,7 +421,7 @@ class Ollama:
 
     # The OpenAI routes
 
-    def _openai(self, connection: Connection, request: Request, ask: Ask, draw: int, route: str) -> bytes | None:
+    def _openai(self, connection: Client, request: Request, ask: Ask, draw: int, route: str) -> bytes | None:
         model = self._model(ask.model)
         if self.draining:
             return self.refuse(503, "server is shutting down")
@@ -437,7 +440,7 @@ class Ollama:
 
         return self._when_loaded(connection, model, None, then)
 
-    def openai_chat(self, connection: Connection, request: Request) -> bytes | None:
+    def openai_chat(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/chat/completions"""
         draw = self.machine.draws.next()
         data = self._read(request)
@@ -445,7 +448,7 @@ class Ollama:
             raise Refused(400, "[] is too short - 'messages'")
         return self._openai(connection, request, _ask.chat(data, draw, auto_tools=True), draw, "/v1/chat/completions")
 
-    def openai_completions(self, connection: Connection, request: Request) -> bytes | None:
+    def openai_completions(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/completions"""
         draw = self.machine.draws.next()
         data = self._read(request)
@@ -454,7 +457,7 @@ class Ollama:
             ask.max_tokens = None
         return self._openai(connection, request, ask, draw, "/v1/completions")
 
-    def openai_embeddings(self, connection: Connection, request: Request) -> bytes | None:
+    def openai_embeddings(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/embeddings"""
         data = self._read(request)
         model = self._model(str(data.get("model") or ""))
@@ -466,7 +469,7 @@ class Ollama:
             connection, model, None, lambda: self._json(self.machine.embeddings(inputs, data, model.asked))
         )
 
-    def openai_models(self, connection: Connection, request: Request) -> bytes:
+    def openai_models(self, connection: Client, request: Request) -> bytes:
         """GET /v1/models"""
         return self._json({"object": "list", "data": [model.openai() for model in self.library.models.values()]})
 

@@ -48,13 +48,15 @@ class Faults:
     """What goes wrong on purpose, as shares of requests (0..1) drawn by the seed.
 
     `error`: answered with 500. `disconnect`: cut in mid-stream. `slow`: served `slow_factor` times slower.
-    `oom`: the process dies with code 137 after beginning to answer, as a container killed for memory does.
+    `slow_replica`: share of the replicas (by name) that are so much slower in everything. `oom`: the process dies with
+    code 137 after beginning to answer, as a container killed for memory does.
     """
 
     error: float = 0.0
     disconnect: float = 0.0
     slow: float = 0.0
     slow_factor: float = 5.0
+    slow_replica: float = 0.0
     oom: float = 0.0
 
     @property
@@ -85,7 +87,8 @@ class Sim:
     `load_seconds`: time to load a model (Ollama, on first use); None: from the model. `cold_start`: seconds until the
     server listens (vLLM's start-up). `output_tokens`, `output_cv`: natural length of an answer whose length the client
     does not force; 0 means "always as long as allowed". `throttle_after`: busy seconds after which the GPU slows to
-    `throttle_factor` of its speed; None: never. `grace`: seconds for streams to finish after SIGTERM.
+    `throttle_factor` of its speed; None: never. `grace`: seconds for streams to finish after SIGTERM. `restart`: seconds
+    after which a worker that died for memory comes back; None: the server ends as a container does.
     """
 
     ttft: float | None = None
@@ -100,7 +103,9 @@ class Sim:
     throttle_after: float | None = None
     throttle_factor: float = 0.1
     grace: float = 30.0
+    restart: float | None = None
     workers: int = 1
+    http2: bool = False
     max_connections: int = 0
     max_body: int = 16 << 20
     idle_seconds: float = 120.0
@@ -129,12 +134,19 @@ class Sim:
 
 
 def _sim_value(name: str, key: str, text: str) -> object:
-    if name in ("ttft", "itl", "load_seconds", "cold_start", "throttle_after", "grace", "idle_seconds", "head_seconds"):
+    if name in ("ttft", "itl", "load_seconds", "cold_start", "throttle_after", "grace", "restart", "idle_seconds",
+                "head_seconds"):  # fmt: skip
         return seconds(key, text)
     if name == "faults":
         return Faults.parse(text)
     if name in ("certificate", "private_key", "api_key"):
         return text
+    if name == "http2":
+        if text not in ("0", "1", "true", "false"):
+            raise OptionError(f"{key}: got {text!r}; allowed: 1 or 0")
+        return text in ("1", "true")
+    if name == "workers" and text == "auto":
+        return len(os.sched_getaffinity(0))
     if name in ("seed", "workers", "max_connections", "max_body", "metrics_port"):
         high = {"workers": 256, "metrics_port": 65535, "max_body": 1 << 30}.get(name, 1 << 53)
         return int(number(key, text, 1 if name == "workers" else 0, high))
@@ -169,10 +181,12 @@ class Engine:
     """One simulated engine, whichever dialect it speaks.
 
     `max_seqs`: requests decoded at once (slots). `max_batched_tokens`: tokens of one step. `max_queue`: requests that
-    may wait (0: no limit but memory). `context_tokens`: of one request. `cached`: whether prompts share a prefix cache.
+    may wait. `max_queued_reqs`, `max_queued_tokens`: vLLM's limits on requests in flight and on prompt tokens that are not
+    yet computed (0: none). `context_tokens`: of one request. `name`: of the replica, the pod's where it is in one.
     """
 
     dialect: Literal["ollama", "vllm"]
+    name: str = ""
     host: str
     port: int
     gpu: Gpu
@@ -184,6 +198,8 @@ class Engine:
     max_seqs: int = 1
     max_batched_tokens: int = 512
     max_queue: int = 512
+    max_queued_reqs: int = 0
+    max_queued_tokens: int = 0
     quantization: str = ""
     kv_cache: str = "f16"
     tensor: int = 1
@@ -248,15 +264,18 @@ def ollama_from(env: Mapping[str, str], *, version: str) -> Engine:
     except OptionError:
         keep_alive = 300.0
     slots = _ollama_int(env, "OLLAMA_NUM_PARALLEL", 1)
+    sim = Sim.from_environment(env)
     models = tuple(name for name in re.split(r"[,\s]+", env.get("TOLLGATE_SIM_MODELS", "")) if name)
     return Engine(
         dialect="ollama",
+        name=env.get("HOSTNAME", ""),
         host=host,
         port=port,
         gpu=gpu,
-        sim=Sim.from_environment(env),
+        sim=sim,
         version=version,
         models=models,
+        api_keys=(sim.api_key,) if sim.api_key else (),
         context_tokens=context if context > 0 else 4096,
         max_seqs=max(1, slots),
         max_batched_tokens=512,
@@ -390,23 +409,28 @@ def vllm_from(arguments: Sequence[str], env: Mapping[str, str], *, version: str)
     host = flags.text("host")
     if not host or (env.get("POD_IP") and host in ("0.0.0.0", "::")):
         host = pod_address(env)
-    keys = tuple(filter(None, (flags.text("api-key"), env.get("VLLM_API_KEY", ""))))
+    sim = Sim.from_environment(env)
+    keys = tuple(filter(None, (flags.text("api-key"), env.get("VLLM_API_KEY", ""), sim.api_key)))
     context = _tokens("--max-model-len", flags.text("max-model-len"), 8192)
     timeout = flags.values.pop("shutdown-timeout", "")
     prefix = "no-enable-prefix-caching" not in flags.values
     engine = Engine(
         dialect="vllm",
+        name=env.get("HOSTNAME", ""),
         host=host,
         port=flags.integer("port", 8000),
         gpu=gpu,
-        sim=Sim.from_environment(env),
+        sim=sim,
         version=version,
         models=names,
         source=model,
         context_tokens=context,
         max_seqs=flags.integer("max-num-seqs", seqs, 1),
         max_batched_tokens=_tokens("--max-num-batched-tokens", flags.text("max-num-batched-tokens"), batched),
-        max_queue=0,
+        # vLLM's queue has no end; this one has, so that memory has.
+        max_queue=1 << 17,
+        max_queued_reqs=flags.integer("max-num-queued-reqs", 0),
+        max_queued_tokens=flags.integer("max-num-queued-tokens", 0),
         quantization=flags.text("quantization"),
         kv_cache=flags.text("kv-cache-dtype", "auto"),
         tensor=flags.integer("tensor-parallel-size", 1, 1),

@@ -11,11 +11,13 @@ import random
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from ._engine import Scheduler, Sequence, clock
 from ._options import Engine as EngineOptions
+from ._scheduler import Scheduler, Sequence, clock
 from ._stats import Stats
 
 _TICKS = 1000.0
+# Added before rounding a time up to a tick: a due time that lies on one is not pushed to the next by its last bit.
+_BIT = 1e-6
 
 
 class PacedEngine(Scheduler):
@@ -29,15 +31,15 @@ class PacedEngine(Scheduler):
         *,
         slowdown: Callable[[float], float] | None = None,
     ) -> None:
-        super().__init__(options, stats)
+        super().__init__(options, stats, loop)
         sim = options.sim
-        self.loop = loop
         self.ttft = (sim.ttft or 0.0) / sim.speed
         self.itl = (sim.itl or 0.0) / sim.speed
         self.slowdown = slowdown
         rng = random.Random(sim.seed ^ 0x717)
         self._jitter = [max(0.05, rng.gauss(1.0, sim.jitter)) for _ in range(1024)] if sim.jitter else []
         self.instant = self.ttft == 0 and self.itl == 0
+        self._even = not self._jitter and slowdown is None
         self._buckets: dict[int, list[Sequence]] = {}
         self._heap: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -49,9 +51,9 @@ class PacedEngine(Scheduler):
 
     def _wake(self) -> None:
         now = clock()
-        while self.active < self.max_seqs and self._next() is not None:
+        while self._next() is not None and self._take():
             seq = self.waiting.popleft()
-            self.queued -= 1
+            self._queue(-1)
             self.active += 1
             seq.state = 1
             seq.admitted = max(now, seq.arrived)
@@ -60,6 +62,7 @@ class PacedEngine(Scheduler):
 
     def _leave(self, seq: Sequence) -> None:
         self.active -= 1
+        self._give()
         if self.queued:
             self.loop.call_soon(self._wake)
 
@@ -71,26 +74,32 @@ class PacedEngine(Scheduler):
 
     def _due(self, seq: Sequence, when: float) -> None:
         seq.last = when
-        if not seq.streams and seq.made == 1:
+        if not seq.streams and seq.made == 1 and seq.output > 2:
             # Nobody sees the tokens between: one event, at the end.
-            rest = seq.output - 1
-            if self._jitter:
-                for _ in range(rest - 1):
-                    when += self._span(seq, self.itl)
+            rest = seq.output - 2
+            if self._even:
+                when += rest * self.itl * seq.slow
+                self.stats.gaps(self.itl * seq.slow, rest)
+                seq.made += rest
             else:
-                when += (rest - 1) * self._span(seq, self.itl)
-            seq.made = seq.output - 1
-            self.stats.gaps((when - seq.last) / (rest - 1) if rest > 1 else 0.0, rest - 1)
+                for _ in range(rest):
+                    span = self._span(seq, self.itl)
+                    self.stats.gaps(span, 1)
+                    when += span
+                    seq.made += 1
             seq.last = when
-        tick = -int(-when * _TICKS // 1)
+        tick = -int(-when * _TICKS + _BIT)
         bucket = self._buckets.get(tick)
         if bucket is None:
-            self._buckets[tick] = [seq]
-            heappush(self._heap, tick)
-            if self._timer is None or tick < self._timer_tick:
-                self._arm(tick)
+            self._open(tick, seq)
         else:
             bucket.append(seq)
+
+    def _open(self, tick: int, seq: Sequence) -> None:
+        self._buckets[tick] = [seq]
+        heappush(self._heap, tick)
+        if self._timer is None or tick < self._timer_tick:
+            self._arm(tick)
 
     def _arm(self, tick: int) -> None:
         if self._stopped:
@@ -101,21 +110,53 @@ class PacedEngine(Scheduler):
         self._timer = self.loop.call_later(max(0.0, tick / _TICKS - clock()), self._fire)
 
     def _fire(self) -> None:
-        self._timer = None
+        # Nothing is armed while tokens go out: their next due times are all later, and one call at the end finds the first.
+        self._timer_tick = 0
         heap, buckets = self._heap, self._buckets
         now = clock() * _TICKS + 0.6
         while heap and heap[0] <= now:
-            for seq in buckets.pop(heappop(heap)):
-                if seq.state == 1:
-                    self._token(seq)
-        if heap and self._timer is None:
+            bucket = buckets.pop(heappop(heap))
+            if self._even:
+                self._tokens(bucket)
+            else:
+                for seq in bucket:
+                    if seq.state == 1:
+                        self._token(seq)
+        self._timer = None
+        if heap:
             self._arm(heap[0])
+
+    def _tokens(self, bucket: list[Sequence]) -> None:
+        """One more token for each; the same as `_token` for what is neither first nor last, without the calls."""
+        itl, buckets = self.itl, self._buckets
+        gaps = 0
+        for seq in bucket:
+            made = seq.made + 1
+            if seq.state != 1:
+                continue
+            if made == 1 or made >= seq.output or seq.slow != 1.0 or not seq.streams:
+                self._token(seq)
+                continue
+            seq.made = made
+            gaps += 1
+            seq.sink.on_token(seq)
+            if seq.state == 1:
+                when = seq.last = seq.last + itl
+                tick = -int(-when * _TICKS + _BIT)
+                later = buckets.get(tick)
+                if later is None:
+                    self._open(tick, seq)
+                else:
+                    later.append(seq)
+        if gaps:
+            self.stats.gaps(itl, gaps)
 
     def _token(self, seq: Sequence) -> None:
         when = seq.last
         seq.made += 1
         if seq.made == 1:
             seq.first = when
+            self.backlog -= seq.prompt
             self.stats.first_token(seq)
         else:
             self.stats.gaps(self.itl * seq.slow, 1)
@@ -132,6 +173,7 @@ class PacedEngine(Scheduler):
             self._due(seq, when + self._span(seq, self.itl))
 
     def stop(self) -> None:
+        super().stop()
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

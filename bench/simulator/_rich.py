@@ -2,102 +2,76 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ._answers import Kitchen, identity, natural
 from ._ask import Ask, Refused, chain
-from ._engine import Sequence, clock
+from ._choice import Choice
+from ._faults import Fate
+from ._scheduler import Sequence, clock
 from ._style import DONE, END, FINGERPRINT, event
-from ._words import LENGTH, share
 
 if TYPE_CHECKING:
-    from ._http import Connection
+    from ._http import Client
 
 
 # Of one request: what n and a list of prompts can make the server hold.
 _MOST_TOKENS = 1 << 20
-
-
-class Choice:
-    """One of the answers to a request: its pieces of text, one per token, and how it ends."""
-
-    __slots__ = ("call", "index", "pieces", "prompt", "reason", "shown", "stop")
-
-    def __init__(self, index: int, pieces: list[str], reason: str, prompt: int) -> None:
-        self.index = index
-        self.pieces = pieces
-        self.reason = reason
-        self.prompt = prompt
-        self.stop: str | None = None
-        self.call: tuple[str, str] | None = None
-        self.shown = 0
-
-
-def _pieces(text: str) -> list[str]:
-    """A given text in tokens of 4 characters."""
-    return [text[at : at + 4] for at in range(0, len(text), 4)] or [""]
+_MOST_CHOICES = 4096
 
 
 def choice(kitchen: Kitchen, ask: Ask, draw: int, index: int, prompt: int, room: int) -> Choice:
     """What choice number `index` says."""
+    tokens, reason = natural(kitchen, ask, draw + index * 31, room)
+    made = Choice(kitchen.corpus, index, prompt, draw + index * 131, tokens, reason)
     said = ask.call[1] if ask.call else ask.said
     if said is not None:
-        pieces = _pieces(said)
-        reason = "tool_calls" if ask.call else "stop"
-        if len(pieces) > room:
-            pieces, reason = pieces[:room], "length"
-        made = Choice(index, pieces, reason, prompt)
+        made.say(said, "tool_calls" if ask.call else "stop", room)
         made.call = ask.call
-        return made
-    tokens, reason = natural(kitchen, ask, draw + index * 31, room)
-    start = (draw + index * 131) % LENGTH
-    pieces = [kitchen.corpus.piece(start + at).decode() for at in range(tokens)]
-    made = Choice(index, pieces, reason, prompt)
-    if ask.stops:
-        used, text, stop = kitchen.corpus.until(start, tokens, ask.stops)
-        if stop:
-            made.pieces = pieces[:used]
-            made.pieces[-1] = text[len("".join(pieces[: used - 1])) :]
-            made.reason, made.stop = "stop", stop
+    elif ask.stops:
+        made.until(ask.stops)
     return made
 
 
 def rich_answer(
-    kitchen: Kitchen, connection: Connection, ask: Ask, draw: int, room: int, given_id: bytes, route: str, received: int
+    kitchen: Kitchen, connection: Client, ask: Ask, draw: int, room: int, given_id: bytes, route: str, received: int
 ) -> bytes | None:
     """As `_answers.answer`, for what that cannot render."""
-    faults = kitchen.faults
-    if kitchen.faulty and share(draw, 1) < faults.error:
+    fate = Fate(kitchen.faults, draw) if kitchen.faulty else None
+    if fate is not None and fate.error:
         body = b'{"error":{"message":"Internal Server Error","type":"InternalServerError","param":null,"code":500}}'
         if kitchen.dialect == "ollama":
             body = b'{"error":{"message":"llama runner process has terminated","type":"api_error","param":null,"code":null}}'
         kitchen.stats.http(route, "POST", 500, received, len(body), 0.0)
         return kitchen.head.reply(500, kitchen.json_type, body)
-    if len(ask.prompts) * ask.n * room > _MOST_TOKENS and len(ask.prompts) * ask.n > 1:
-        raise Refused(400, f"more than {_MOST_TOKENS} tokens in all choices together", param="n")
+    choices_ = len(ask.prompts) * ask.n
+    if choices_ > _MOST_CHOICES or (choices_ > 1 and choices_ * room > _MOST_TOKENS):
+        raise Refused(
+            400, f"more than {_MOST_TOKENS} tokens or {_MOST_CHOICES} answers in all choices together", param="n"
+        )
+    if ask.logprobs is not None and not ask.stream and choices_ * room * (ask.logprobs + 1) > _MOST_TOKENS:
+        raise Refused(400, f"more than {_MOST_TOKENS} log probabilities in one answer; stream it", param="logprobs")
     choices = []
     for at, prompt in enumerate(ask.prompts):
         for copy in range(ask.n):
             choices.append(choice(kitchen, ask, draw, at * ask.n + copy, prompt, room))
-    work = Rich(kitchen, connection, ask, choices, identity(draw, given_id), draw, route, received)
+    work = Rich(kitchen, connection, ask, choices, identity(draw, given_id), fate, route, received)
     connection.busy = work
     for made in choices:
         seq = Sequence(
             work,
             made.prompt,
-            len(made.pieces),
-            streams=ask.stream or faults.disconnect > 0 or faults.oom > 0,
+            made.tokens,
+            streams=ask.stream or fate is not None,
             draw=draw + made.index,
             reason="length" if made.reason == "length" else "stop",
             index=made.index,
         )
         seq.max_tokens = room
-        if kitchen.faulty and share(draw, 2) < faults.slow:
-            seq.slow = faults.slow_factor
+        if fate is not None:
+            seq.slow = fate.slow
         if kitchen.caching:
             seq.chain = chain(ask.text)
         work.seqs.append(seq)
@@ -119,8 +93,7 @@ class Rich:
         "choices",
         "connection",
         "created",
-        "cut",
-        "dies",
+        "fate",
         "ident",
         "kitchen",
         "left",
@@ -133,11 +106,11 @@ class Rich:
     def __init__(
         self,
         kitchen: Kitchen,
-        connection: Connection,
+        connection: Client,
         ask: Ask,
         choices: list[Choice],
         ident: bytes,
-        draw: int,
+        fate: Fate | None,
         route: str,
         received: int,
     ) -> None:
@@ -152,23 +125,18 @@ class Rich:
         self.route = route
         self.received = received
         self.opened = False
-        faults = kitchen.faults
-        length = len(choices[0].pieces)
-        self.cut = 1 + int(share(draw, 4) * max(1, length - 1)) if share(draw, 3) < faults.disconnect else 0
-        self.dies = share(draw, 5) < faults.oom
+        self.fate = fate
+        if fate is not None:
+            fate.within(choices[0].tokens)
 
     def on_token(self, seq: Sequence) -> None:
-        if self.dies:
-            # What the kernel does to a container over its memory limit: exit code 137, nothing flushed.
-            os.kill(os.getpid(), signal.SIGKILL)
         if self.ask.stream:
             self._send(self._delta(self.choices[seq.index], seq, last=False))
-        if self.cut and seq.made >= self.cut:
-            self.connection.abort()
+        if self.fate is not None:
+            self.fate.meet(self.connection, seq.made)
 
     def on_finish(self, seq: Sequence) -> None:
-        if self.cut:
-            self.connection.abort()
+        if self.fate is not None and self.fate.meet(self.connection, seq.made, last=True):
             return
         self.left -= 1
         if self.ask.stream:
@@ -217,7 +185,7 @@ class Rich:
         return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 
     def _delta(self, made: Choice, seq: Sequence, *, last: bool) -> list[dict[str, Any]]:
-        piece = made.pieces[seq.made - 1]
+        piece = made.piece(seq.made - 1)
         at = seq.made - 1
         reason = made.reason if last else None
         choices: list[dict[str, Any]] = []
@@ -267,7 +235,7 @@ class Rich:
             content = []
             for at in range(start, stop):
                 own = _probability(made.index, at)
-                token = made.pieces[at]
+                token = made.piece(at)
                 entry = {"token": token, "logprob": own, "bytes": list(token.encode())}
                 others = [
                     {"token": word, "logprob": own - 0.5 * rank, "bytes": list(word.encode())}
@@ -275,24 +243,25 @@ class Rich:
                 ]
                 content.append(entry | {"top_logprobs": others})
             return {"content": content}
-        offset = sum(len(piece) for piece in made.pieces[:start])
+        offset = len(made.text(start)) if start else 0
         out: dict[str, Any] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
         for at in range(start, stop):
             own = _probability(made.index, at)
             out["text_offset"].append(offset)
             out["token_logprobs"].append(own)
-            out["tokens"].append(made.pieces[at])
+            token = made.piece(at)
+            out["tokens"].append(token)
             out["top_logprobs"].append(
-                {word: own - 0.5 * rank for rank, word in enumerate(_others(made.pieces[at], max(1, top)))}
+                {word: own - 0.5 * rank for rank, word in enumerate(_others(token, max(1, top)))}
             )
-            offset += len(made.pieces[at])
+            offset += len(token)
         return out
 
     def _whole(self) -> dict[str, Any]:
         vllm = self.kitchen.dialect == "vllm"
         out = []
         for made, seq in zip(self.choices, self.seqs, strict=True):
-            text = "".join(made.pieces)
+            text = made.text()
             logprobs = self._logprobs(made, 0, seq.made)
             body: dict[str, Any] = {"index": made.index}
             if self.ask.chat:
@@ -319,12 +288,18 @@ class Rich:
             body["finish_reason"] = made.reason
             if vllm:
                 body |= {"stop_reason": made.stop, "token_ids": None}
+                if not self.ask.chat:
+                    body |= {"prompt_logprobs": None, "prompt_token_ids": None}
             out.append(body)
         kind = "chat.completion" if self.ask.chat else "text_completion"
         start = {"id": self.ident, "object": kind, "created": self.created, "model": self.kitchen.model, "choices": out}
-        if vllm:
-            start |= {"service_tier": None}
-        return start | self._mark() | {"usage": self._usage() | ({"prompt_tokens_details": None} if vllm else {})}
+        if not vllm:
+            return start | self._mark() | {"usage": self._usage()}
+        # The same members as `_style` writes for plain answers.
+        usage = self._usage() | {"prompt_tokens_details": None}
+        end: dict[str, Any] = {"prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None}
+        end = end if self.ask.chat else {}
+        return start | {"service_tier": None} | self._mark() | {"usage": usage} | end | {"kv_transfer_params": None}
 
 
 def _probability(index: int, at: int) -> float:

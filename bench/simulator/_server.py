@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -19,6 +20,7 @@ from ._options import Engine, OptionError, warn
 
 if TYPE_CHECKING:
     from ._ollama import Ollama
+    from ._share import Board
     from ._vllm import Vllm
 
 
@@ -71,16 +73,19 @@ def tls(options: Engine) -> ssl.SSLContext | None:
         context.load_cert_chain(sim.certificate, sim.private_key or None)
     except OSError as error:
         raise OptionError(f"certificate: got {sim.certificate!r} ({error}); allowed: readable PEM files") from None
+    if sim.http2:
+        context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 
 class Process:
-    """The serving process: `run` returns its exit status."""
+    """The serving process: `run` returns its exit status. `board`, `peers`: what it shares with the other workers, and the
+    name under which they reach each other; both only where there are several."""
 
-    def __init__(self, options: Engine, *, workers: int = 1, worker: int = 0, peers: str = "") -> None:
+    def __init__(self, options: Engine, *, worker: int = 0, board: Board | None = None, peers: str = "") -> None:
         self.options = options
         self.peers = peers
-        self.workers = workers
+        self.board = board
         self.worker = worker
         self.port = 0
 
@@ -97,15 +102,12 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), options.sim.cold_start / options.sim.speed)
                 return 0
-        machine = Machine(options, loop, workers=self.workers, worker=self.worker)
+        machine = Machine(options, loop, worker=self.worker, board=self.board)
         app = application(options, machine)
-        if self.peers:
+        if self.board is not None:
             from ._workers import Peers
 
-            others = Peers(self.peers, self.worker, self.workers, machine)
-            others.gauges = app.gauges
-            await others.serve()
-            machine.gather = others.gather
+            await Peers(self.peers, self.worker, self.board.workers, machine, app).serve()
         sim = options.sim
         server = Server(
             app,
@@ -117,7 +119,7 @@ class Process:
         )
         sock = sock or listener(options.host, options.port)
         self.port = sock.getsockname()[1]
-        listening = await loop.create_server(server.protocol, sock=sock, ssl=tls(options))
+        listening = await loop.create_server(self._protocol(server), sock=sock, ssl=tls(options))
         exporter = None
         if sim.metrics_port and self.worker == 0:
             from ._exporter import Exporter
@@ -139,7 +141,7 @@ class Process:
         app.draining = True
         grace = options.shutdown_timeout if options.shutdown_timeout is not None else sim.grace
         deadline = loop.time() + grace
-        while app.busy() and loop.time() < deadline:
+        while (app.busy() or server.unsent()) and loop.time() < deadline:
             await asyncio.sleep(0.02)
         listening.close()
         if exporter is not None:
@@ -150,6 +152,17 @@ class Process:
         server.stop()
         await asyncio.sleep(0)
         return 0
+
+    def _protocol(self, server: Server) -> Callable[[], asyncio.Protocol]:
+        if not self.options.sim.http2:
+            return server.protocol
+        try:
+            from ._http2 import Either
+        except ImportError:
+            raise OptionError(
+                "http2: got true; allowed: with the h2 library only; install it by `pip install 'tollgate[http2]'`"
+            ) from None
+        return lambda: Either(server)
 
     def run(self, sock: socket.socket | None = None) -> int:
         """Serve in this process until it is told to stop; 0 after a drain."""

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._engine import Sequence
+    from ._scheduler import Sequence
 
 TTFT = (
     0.001,

@@ -12,7 +12,7 @@ from . import _ask
 from ._answers import JSON, Kitchen, Prepared, dumps
 from ._ask import Refused
 from ._exposition import exposition
-from ._http import UVICORN, Connection, Request
+from ._http import UVICORN, Client, Request
 from ._options import Engine
 from ._words import count
 
@@ -23,7 +23,7 @@ _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # Requests remembered per route, and the longest of them: at most 1 MiB.
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
-Handler = Callable[[Connection, Request], bytes | None]
+Handler = Callable[[Client, Request], bytes | None]
 
 
 class Vllm:
@@ -62,11 +62,14 @@ class Vllm:
         """Whether anybody still waits for an answer."""
         return self.engine.busy
 
+    def told(self, message: dict[str, Any]) -> None:
+        """Workers of vLLM have nothing to tell each other but their numbers."""
+
     def gauges(self) -> tuple[int, int, float]:
         """Requests running, requests waiting, share of the KV cache in use."""
         return self.engine.active, self.engine.queued, self.engine.kv_usage()
 
-    def handle(self, connection: Connection, request: Request) -> bytes | None:
+    def handle(self, connection: Client, request: Request) -> bytes | None:
         found = self.routes.get(request.path)
         if found is None:
             return self._error(404, "Not Found", "Not Found")
@@ -107,7 +110,7 @@ class Vllm:
 
     # Completions
 
-    def chat(self, connection: Connection, request: Request) -> bytes | None:
+    def chat(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/chat/completions"""
         draw = self.machine.draws.next()
         prepared = self._chats.get(request.body)
@@ -117,7 +120,7 @@ class Vllm:
             prepared = self._prepare(request, ask, _CHAT, self._chats)
         return self._answer(connection, request, prepared, draw)
 
-    def completions(self, connection: Connection, request: Request) -> bytes | None:
+    def completions(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/completions"""
         draw = self.machine.draws.next()
         prepared = self._texts.get(request.body)
@@ -170,7 +173,7 @@ class Vllm:
             memory[request.body] = prepared
         return prepared
 
-    def _answer(self, connection: Connection, request: Request, prepared: Prepared, draw: int) -> bytes | None:
+    def _answer(self, connection: Client, request: Request, prepared: Prepared, draw: int) -> bytes | None:
         if self.draining:
             return self.refuse(503, "The server is shutting down.")
         found = prepared.start(connection, draw, request.request_id, len(request.body))
@@ -180,7 +183,7 @@ class Vllm:
 
     # The rest
 
-    def list_models(self, connection: Connection, request: Request) -> bytes:
+    def list_models(self, connection: Client, request: Request) -> bytes:
         """GET /v1/models"""
         permission = {
             "id": "modelperm-" + "%016x" % (self.created * 0x9E3779B97F4A7C15 & (1 << 64) - 1),
@@ -211,19 +214,19 @@ class Vllm:
         ]
         return self._json({"object": "list", "data": cards})
 
-    def health(self, connection: Connection, request: Request) -> bytes:
+    def health(self, connection: Client, request: Request) -> bytes:
         """GET /health: empty 200, or 503 once the server drains"""
         return self.head.reply(503 if self.draining else 200, JSON, b"")
 
-    def version(self, connection: Connection, request: Request) -> bytes:
+    def version(self, connection: Client, request: Request) -> bytes:
         """GET /version"""
         return self._json({"version": self.options.version})
 
-    def load(self, connection: Connection, request: Request) -> bytes:
+    def load(self, connection: Client, request: Request) -> bytes:
         """GET /load"""
         return self._json({"server_load": self.engine.active + self.engine.queued})
 
-    def metrics(self, connection: Connection, request: Request) -> bytes | None:
+    def metrics(self, connection: Client, request: Request) -> bytes | None:
         """GET /metrics, of all workers together"""
 
         def show(values: list[float], handlers: dict[tuple[str, str, str], list[float]]) -> bytes:
@@ -234,7 +237,7 @@ class Vllm:
 
         return self.machine.collect(connection, self.gauges(), show)
 
-    def embeddings(self, connection: Connection, request: Request) -> bytes:
+    def embeddings(self, connection: Client, request: Request) -> bytes:
         """POST /v1/embeddings"""
         self._content_type(request)
         data = _ask.read(request.body)
@@ -245,7 +248,7 @@ class Vllm:
             raise _ask._invalid("missing", "input", "Field required", data)
         return self._json(self.machine.embeddings(inputs, data, self._kitchen(_ask._model(data)).model))
 
-    def tokenize(self, connection: Connection, request: Request) -> bytes:
+    def tokenize(self, connection: Client, request: Request) -> bytes:
         """POST /tokenize"""
         data = _ask.read(request.body)
         if isinstance(data.get("prompt"), str):
@@ -258,7 +261,7 @@ class Vllm:
         answer_ = {"count": total, "max_model_len": self.options.context_tokens, "tokens": tokens, "token_strs": None}
         return self._json(answer_)
 
-    def detokenize(self, connection: Connection, request: Request) -> bytes:
+    def detokenize(self, connection: Client, request: Request) -> bytes:
         """POST /detokenize: words of the vocabulary, as many as tokens were given"""
         data = _ask.read(request.body)
         tokens = data.get("tokens")
@@ -266,7 +269,7 @@ class Vllm:
             raise _ask._invalid("list_type", "tokens", "Input should be a valid list", tokens)
         return self._json({"prompt": self.machine.corpus.text(0, len(tokens)).decode().strip()})
 
-    def openapi(self, connection: Connection, request: Request) -> bytes:
+    def openapi(self, connection: Client, request: Request) -> bytes:
         """GET /openapi.json"""
         from ._openapi import vllm_document
 

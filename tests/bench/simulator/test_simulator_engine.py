@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.simulator import _engine, _paced, vllm_from
-from bench.simulator._engine import BatchEngine, Sequence
+from bench.simulator import _engine, _paced, _scheduler, vllm_from
+from bench.simulator._engine import BatchEngine
 from bench.simulator._options import Engine, Sim
 from bench.simulator._paced import PacedEngine
+from bench.simulator._scheduler import Sequence
 from bench.simulator._schema import instance
 from bench.simulator._stats import Stats
 from bench.simulator._throttle import Throttle
@@ -83,8 +84,8 @@ class Sink:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(_engine, "clock", lambda: made.now)
-    monkeypatch.setattr(_paced, "clock", lambda: made.now)
+    for module in (_engine, _paced, _scheduler):
+        monkeypatch.setattr(module, "clock", lambda: made.now)
     return made
 
 

@@ -152,7 +152,7 @@ def test_the_official_client_gets_tools_schemas_and_logprobs(vllm: Any) -> None:
 
 def test_a_stop_string_ends_the_answer_before_it(vllm: Any) -> None:
     text = chat(vllm, max_tokens=400, ignore_eos=True).json()["choices"][0]["message"]["content"]
-    words = sorted(set(text.split()))
+    words = sorted(set(text.split()))[:60]
     body = chat(vllm, max_tokens=400, ignore_eos=True, stop=words).json()
     choice = body["choices"][0]
     assert choice["finish_reason"] == "stop"
