@@ -176,7 +176,7 @@ def as_release(choice: Choice, search: Search) -> tuple[Release, Fleet]:
         context_tokens=search.context_tokens,
         parallelism=Parallelism(slots=choice.slots, tensor=choice.tensor, pipeline=choice.pipeline),
         accelerator=Accelerator(gpu=choice.gpu, count=choice.tensor, mig_profile=choice.mig_profile),
-        chart=choice.engine,
+        chart="engine",
     )
     nodes = Nodes(min=choice.nodes, max=choice.nodes)
     fleet = Fleet(regions=(search.region,), machine_type=choice.machine_type, nodes=nodes, spot=search.spot)

@@ -89,6 +89,8 @@ class Cache(Model):
             raise ValueError("cache gcs needs the name of a bucket")
         if self.kind != "gcs" and self.bucket:
             raise ValueError(f"a bucket is for cache gcs, not {self.kind}")
+        if self.kind == "pvc" and self.access_mode == "ReadOnlyMany" and self.preload:
+            raise ValueError("a ReadOnlyMany claim cannot be filled by the preload Job: set preload to false")
         return self
 
 

@@ -1,5 +1,26 @@
-"""From a plan to Helm: one template per chart, and the digest that names a release."""
+"""From a plan to Helm: one template per engine, and the digest that names a release."""
 
-from ._render import chart_path, release_digest, release_values, render
+from ._render import (
+    UpstreamChart,
+    chart_of,
+    chart_path,
+    load_seconds,
+    nodes_per_replica,
+    release_digest,
+    release_values,
+)
+from ._serving import ACCOUNT, POOL_LABEL, SECRET, render
 
-__all__ = ["chart_path", "release_digest", "release_values", "render"]
+__all__ = [
+    "ACCOUNT",
+    "POOL_LABEL",
+    "SECRET",
+    "UpstreamChart",
+    "chart_of",
+    "chart_path",
+    "load_seconds",
+    "nodes_per_replica",
+    "release_digest",
+    "release_values",
+    "render",
+]

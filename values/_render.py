@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,40 @@ import stacks
 # A start may take this many times as long as the plan says before Kubernetes gives the pod up: disks, image streaming
 # and registries vary more than GPUs do (409 s against 199 s for the same 8B model on an L4, llm-d PR 1902).
 _LOAD_PATIENCE = 5
-_POOL_LABEL = "tollgate.dev/pool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamChart:
+    """A chart that others keep, pinned; `values/upstream/<engine>.yaml.j2` says in its words what ours would."""
+
+    name: str
+    repository: str
+    version: str
+
+
+UPSTREAM = {
+    "ollama": UpstreamChart(name="ollama", repository="https://otwld.github.io/ollama-helm", version="1.77.0"),
+    "vllm": UpstreamChart(
+        name="vllm-stack", repository="https://vllm-project.github.io/production-stack", version="0.1.11"
+    ),
+}
+
+
+def chart_of(release: stacks.Release) -> Path | UpstreamChart:
+    """Where a release's chart is: a folder of ours, or with `chart: upstream` the engine's own, pinned.
+
+    Raises InputError naming those that exist.
+    """
+    if release.chart == "upstream":
+        if release.engine in UPSTREAM:
+            return UPSTREAM[release.engine]
+        raise stacks.InputError(
+            where="release, chart",
+            got=f"upstream with engine {release.engine}",
+            allowed=f"upstream with {' or '.join(UPSTREAM)}, or engine",
+            fix="set chart to engine",
+        )
+    return chart_path(release.chart)
 
 
 def chart_path(chart: str) -> Path:
@@ -30,37 +64,55 @@ def chart_path(chart: str) -> Path:
         raise stacks.InputError(
             where="release, chart",
             got=chart,
-            allowed=", ".join(known),
+            allowed=", ".join([*known, "upstream"]),
             fix="name one of these charts in the release file",
         )
     return folder / chart
 
 
 def release_values(release: stacks.Release) -> dict[str, Any]:
-    """The chart values that the release alone fixes; `parallelism.slots: auto` is filled by the planner first."""
-    resolved = planner.resolve(release)
-    template = _environment().get_template(f"{release.engine}.yaml.j2")
-    load = math.ceil(planner.timing(resolved).load_seconds * _LOAD_PATIENCE / 30) * 30 + 30
-    text = template.render(release=resolved, slots=resolved.parallelism.slots, load_seconds=load)
-    loaded = yaml.safe_load(text)
-    if not isinstance(loaded, dict):
-        raise stacks.TollgateError(f"values/{release.engine}.yaml.j2 did not render to a mapping")
-    return loaded
+    """The values of charts/engine that the release alone fixes; `parallelism.slots: auto` is filled by the planner first.
 
-
-def render(stack: stacks.Stack, plan: planner.Plan) -> dict[str, Any]:
-    """All chart values of one stack: the release's, and how much of it this stack runs.
-
-    `replicas` is None where an autoscaler owns the number (nodes.min < nodes.max).
+    Raises InputError for an engine without a template.
     """
-    autoscaled = stack.fleet.nodes.min < stack.fleet.nodes.max
-    return {
-        **release_values(stack.release),
-        "replicas": None if autoscaled else plan.replicas_max,
-        # A rollout may stop a fifth of the replicas at once: there are no spare GPUs to surge onto.
-        "maxUnavailable": max(1, plan.replicas_max // 5),
-        "fleetSelector": {_POOL_LABEL: stack.name},
-    }
+    resolved = planner.resolve(release)
+    known = sorted(path.name.removesuffix(".yaml.j2") for path in Path(__file__).parent.glob("*.yaml.j2"))
+    if release.engine not in known or release.engine == "simulator":
+        raise stacks.InputError(
+            where="release, engine",
+            got=release.engine,
+            allowed=", ".join(name for name in known if name != "simulator"),
+            fix=f"name one of these, or write values/{release.engine}.yaml.j2",
+        )
+    tensor = resolved.parallelism.tensor
+    return render_template(
+        f"{release.engine}.yaml.j2",
+        release=resolved,
+        slots=resolved.parallelism.slots,
+        quantization=planner.catalog().quantization(resolved.quantization).id,
+        nodes=nodes_per_replica(resolved),
+        node_selector=_node_selector(resolved.accelerator),
+        # Ranks of one node pass activations through it (vllm#1710); 2Gi is what one rank needs at most.
+        shm=json.dumps(f"{4 * tensor if tensor > 1 else 2}Gi"),
+        load_seconds=load_seconds(resolved),
+    )
+
+
+def load_seconds(release: stacks.Release, disk_gb_per_second: float | None = None) -> int:
+    """Seconds within which a pod must have started: weights from disk and process start, five times over, and some.
+
+    The disk reads at the engine's rate in `planner/catalog`, or at the given one (GB/s) where that is slower.
+    """
+    times, engine = planner.timing(release), planner.catalog().engine(release.engine)
+    load = times.load_seconds
+    if disk_gb_per_second is not None:
+        load *= max(1.0, engine.disk_gb_per_second / disk_gb_per_second)
+    return math.ceil((load + times.start_seconds) * _LOAD_PATIENCE / 30) * 30 + 30
+
+
+def nodes_per_replica(release: stacks.Release) -> int:
+    """Nodes over which one replica's ranks are spread."""
+    return max(1, release.parallelism.tensor * release.parallelism.pipeline // release.accelerator.count)
 
 
 def release_digest(release: stacks.Release) -> str:
@@ -68,18 +120,33 @@ def release_digest(release: stacks.Release) -> str:
 
     The file's name is left out: two files that say the same are the same release.
     """
-    resolved = planner.resolve(release)
+    resolved, chart = planner.resolve(release), chart_of(release)
     return stacks.digest(
         {
             "release": resolved.model_dump(mode="json", exclude={"name"}),
             "values": release_values(release),
-            "chart": _chart_files(release.chart),
+            "chart": _files(chart) if isinstance(chart, Path) else vars(chart),
         }
     )
 
 
-def _chart_files(chart: str) -> dict[str, str]:
-    folder = chart_path(chart)
+def render_template(name: str, **context: Any) -> dict[str, Any]:
+    """One of our templates as values. Raises TollgateError where it is not a mapping."""
+    loaded = yaml.safe_load(_environment().get_template(name).render(**context))
+    if not isinstance(loaded, dict):
+        raise stacks.TollgateError(f"values/{name} did not render to a mapping")
+    return loaded
+
+
+def _node_selector(accelerator: stacks.Accelerator) -> dict[str, str]:
+    """GKE's labels of nodes with that GPU and slice."""
+    selector = {"cloud.google.com/gke-accelerator": accelerator.gpu}
+    if accelerator.mig_profile:
+        selector["cloud.google.com/gke-gpu-partition-size"] = accelerator.mig_profile
+    return selector
+
+
+def _files(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -17,7 +17,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _CLIENT = Path(__file__).resolve().parent / "shims" / "ollama_client.py"
 # Where a container finds its image's programs; first on its PATH.
 BIN = "/.tollgate/bin"
-# How charts/ollama names the model that it will pull.
+# How values/ollama.yaml.j2 names the model that it will pull.
 MODEL_VARIABLE = "TOLLGATE_MODEL"
 
 

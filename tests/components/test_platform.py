@@ -58,7 +58,7 @@ def test_gpu_nodes_carry_what_gke_would_give_them() -> None:
 
 def test_the_engine_gets_the_slots_of_the_release_and_its_own_pool() -> None:
     given = resources("local-dev")["Release"][0]
-    assert given["values"]["parallel"] == 8
+    assert given["values"]["slots"] == 8
     assert given["values"]["fleetSelector"] == {"tollgate.dev/pool": "local-dev"}
     assert given["atomic"] is True
 

@@ -184,7 +184,7 @@ quantization: q4-k-m
 context_tokens: 2048
 parallelism: {{slots: {slots}}}
 accelerator: {{gpu: nvidia-l4}}
-chart: ollama
+chart: engine
 """
 _STACK = """config:
   tollgate:target: local

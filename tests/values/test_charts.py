@@ -69,10 +69,8 @@ def test_replicas_are_left_out_where_an_autoscaler_owns_them(name: str, tmp_path
 def test_a_pod_waits_longer_than_its_hook_and_its_drain_together(name: str, tmp_path: Path) -> None:
     objects = rendered(stack_of(name), tmp_path)
     hook = int(container(objects)["lifecycle"]["preStop"]["exec"]["command"][-1].split()[-1])
-    given = yaml.safe_load((values.chart_path(stack_of(name).release.chart) / "values.yaml").read_text())[
-        "drainSeconds"
-    ]
-    assert objects["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > hook + given
+    drain = stack_of(name).serving.drain_seconds
+    assert objects["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > hook + drain
 
 
 def test_the_pod_asks_for_the_accelerator_as_gke_names_it(tmp_path: Path) -> None:
@@ -88,16 +86,16 @@ def test_the_pod_asks_for_the_accelerator_as_gke_names_it(tmp_path: Path) -> Non
 
 def test_a_value_that_the_schema_does_not_know_is_refused_by_helm(tmp_path: Path) -> None:
     stack = stack_of("local-dev")
-    result = template({**values.render(stack, planner.plan(stack)), "paralel": 8}, "ollama", tmp_path)
+    result = template({**values.render(stack, planner.plan(stack)), "paralel": 8}, "engine", tmp_path)
     assert result.returncode != 0
     assert "paralel" in result.stderr
 
 
-@pytest.mark.parametrize("chart", ["ollama", "vllm"])
-def test_helm_lint_is_content(chart: str, tmp_path: Path) -> None:
-    stack = stack_of({"ollama": "local-dev", "vllm": "local-vllm"}[chart])
+@pytest.mark.parametrize("name", stacks.stack_names(HERE))
+def test_helm_lint_is_content(name: str, tmp_path: Path) -> None:
+    stack = stack_of(name)
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values.render(stack, planner.plan(stack))))
-    command = [str(tools.path("helm")), "lint", "--strict", str(values.chart_path(chart)), "-f", str(file)]
+    command = [str(tools.path("helm")), "lint", "--strict", str(values.chart_path("engine")), "-f", str(file)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -57,5 +57,5 @@ def test_a_hostile_model_name_stays_one_value() -> None:
 
 
 def test_an_unknown_chart_is_answered_with_those_that_exist() -> None:
-    with pytest.raises(stacks.InputError, match="ollama, vllm"):
+    with pytest.raises(stacks.InputError, match="engine, upstream"):
         values.chart_path("triton")
