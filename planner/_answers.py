@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from stacks import OBJECTIVES, Accelerator, Fleet, Nodes, Objectives, Parallelism, Release, Traffic
 
 from ._catalog import catalog
-from ._check import memory_of, nodes_per_replica, resolve
+from ._check import nodes_per_replica
 from ._explore import Choice, Search
 from ._plan import COSTS, Plan, keeper, metrics_of, unmet_of
 from ._queueing import Spread, predict
@@ -193,12 +193,13 @@ def replicas_of(release: Release, nodes: int, per_node: int) -> int:
     return nodes * per_node // nodes_per_replica(release)
 
 
-def memory_line(plan: Plan, release: Release) -> str:
+def memory_line(plan: Plan) -> str:
     """The memory of one replica in words."""
-    memory = memory_of(resolve(release))
+    memory = plan.memory
+    prefix = f"+ {memory.prefix_bytes / 1e9:.2f} GB shared prefix " if memory.prefix_bytes else ""
     return (
         f"{memory.weights_bytes / 1e9:.1f} GB weights + {plan.slots} × {memory.kv_bytes_per_slot / 1e9:.2f} GB KV "
-        f"+ {memory.overhead_bytes / 1e9:.1f} GB engine = {memory.used_bytes(plan.slots) / 1e9:.1f} of "
+        f"{prefix}+ {memory.overhead_bytes / 1e9:.1f} GB engine = {memory.used_bytes(plan.slots) / 1e9:.1f} of "
         f"{memory.usable_bytes / 1e9:.1f} GB; {plan.max_slots} slots would fit"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stacks import Fleet, InputError, Release
+from stacks import Fleet, InputError, Prefix, Release
 
 from ._catalog import Catalog, Gpu, catalog
 from ._memory import Memory, memory_for
@@ -14,7 +14,7 @@ _KV_CACHES = {"ollama": ("f16", "q8_0", "q4_0"), "vllm": ("f16", "bf16", "fp8")}
 _KNEE = 0.95
 
 
-def memory_of(release: Release) -> Memory:
+def memory_of(release: Release, prefix: Prefix | None = None) -> Memory:
     """Memory of one replica of a release. Raises InputError for names the catalog does not know."""
     known = catalog()
     gpu = known.gpu(release.accelerator.gpu)
@@ -29,6 +29,7 @@ def memory_of(release: Release) -> Memory:
         pipeline=release.parallelism.pipeline,
         kv_cache=release.kv_cache,
         context_tokens=release.context_tokens,
+        prefix=prefix,
     )
 
 
@@ -60,9 +61,12 @@ def knee(timing: Timing, context_tokens: float) -> int:
     return low
 
 
-def check(release: Release, fleet: Fleet) -> None:
-    """Refuse what cannot work. Raises InputError naming the field, what was given and what would do."""
-    check_release(release)
+def check(release: Release, fleet: Fleet, prefix: Prefix | None = None) -> None:
+    """Refuse what cannot work. Raises InputError naming the field, what was given and what would do.
+
+    `prefix`: of the traffic; where the engine shares it, more slots fit.
+    """
+    check_release(release, prefix)
     known = catalog()
     gpu = known.gpu(release.accelerator.gpu)
     machine = known.machine(fleet.machine_type)
@@ -101,7 +105,7 @@ def _gpus_per_node(release: Release) -> int:
     return 1 if release.accelerator.mig_profile else release.accelerator.count
 
 
-def check_release(release: Release) -> None:
+def check_release(release: Release, prefix: Prefix | None = None) -> None:
     """What is wrong with a release on any fleet. Raises InputError."""
     known = catalog()
     engine = known.engine(release.engine)
@@ -131,7 +135,7 @@ def check_release(release: Release) -> None:
             fix="lower context_tokens",
         )
     _check_ranks(release, model.heads, model.layers)
-    _check_memory(release, known)
+    _check_memory(release, known, prefix)
 
 
 def _check_profile(release: Release, gpu: Gpu) -> None:
@@ -177,8 +181,8 @@ def _check_ranks(release: Release, heads: int, layers: int) -> None:
         raise refuse("parallelism.tensor", f"{tensor} over nodes of {count} GPUs", f"at most {count}", fix)
 
 
-def _check_memory(release: Release, known: Catalog) -> None:
-    memory = memory_of(release)
+def _check_memory(release: Release, known: Catalog, prefix: Prefix | None) -> None:
+    memory = memory_of(release, prefix)
     slots = release.parallelism.slots
     limit = known.engine(release.engine).max_slots
     wanted = 1 if slots == "auto" else slots

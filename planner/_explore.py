@@ -13,7 +13,7 @@ from ._check import knee
 from ._memory import memory_for
 from ._plan import HOURS_PER_MONTH, fewest, keeper, metrics_of, unmet_of
 from ._prices import PriceBook, price_book
-from ._queueing import predict
+from ._queueing import Station
 from ._timing import Timing, build
 
 _DEAREST = 20.0
@@ -100,12 +100,13 @@ def choices(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice,
         machines = [offer for offer in offers if _fits_machine(way, offer.machine)]
         if not machines:
             continue
-        needed = _needed(way, search, max(_most(way, offer, search) for offer in machines))
+        station = Station(way.timing, way.slots, search.traffic)
+        needed = _needed(station, search, max(_most(way, offer, search) for offer in machines))
         for offer in machines:
             most = _most(way, offer, search)
             if most:
                 nodes = math.ceil(min(needed, most) / _per_node(way, offer.machine)) * way.pipeline
-                found.append(_at(way, offer, search, nodes))
+                found.append(_at(way, offer, search, nodes, station))
     return tuple(sorted(found, key=lambda c: (len(c.unmet), _cost(c, search), c.predicted["e2e_p95_seconds"])))
 
 
@@ -118,22 +119,23 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
     """
     offers = _offers(search, prices or price_book())
     bare = replace(search, objectives=None)
-    starts: list[tuple[float, _Way, _Offer, int, int]] = []
+    starts: list[tuple[float, _Way, _Offer, int, int, Station]] = []
     for way in _ways(bare, catalog()):
+        station = Station(way.timing, way.slots, search.traffic)
         for offer in offers:
             if not _fits_machine(way, offer.machine):
                 continue
             most = _most(way, offer, bare) // _per_node(way, offer.machine)
-            replicas = _needed(way, bare, most * _per_node(way, offer.machine))
+            replicas = _needed(station, bare, most * _per_node(way, offer.machine))
             spans = math.ceil(replicas / _per_node(way, offer.machine))
             if 0 < spans <= most:
-                starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most))
+                starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most, station))
     dearest = _DEAREST * min((start[0] for start in starts), default=0.0)
     points: list[Choice] = []
-    for cost, way, offer, first, most in starts:
+    for cost, way, offer, first, most, station in starts:
         spans = first
         while spans <= most and cost * spans / first <= dearest:
-            point = _at(way, offer, search, spans * way.pipeline)
+            point = _at(way, offer, search, spans * way.pipeline, station)
             if math.isfinite(point.predicted["e2e_p95_seconds"]):
                 points.append(point)
             if point.predicted["running"] <= 1.0:
@@ -158,7 +160,7 @@ def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, floa
     best: dict[str, float] = {}
     lonely = search.traffic.model_copy(update={"arrival": "closed", "users": 1, "requests_per_second": None})
     for way in _ways(search, catalog()):
-        prediction = predict(way.timing, slots=way.slots, replicas=1, traffic=lonely)
+        prediction = Station(way.timing, way.slots, lonely).predict(1, lonely)
         values = metrics_of(prediction, lonely, 0.0)
         for name, _ in search.objectives.items():
             if name.endswith("_seconds"):
@@ -217,13 +219,13 @@ def _most(way: _Way, offer: _Offer, search: Search) -> int:
     return nodes // way.pipeline * _per_node(way, offer.machine)
 
 
-def _needed(way: _Way, search: Search, most: int) -> int:
+def _needed(station: Station, search: Search, most: int) -> int:
     """The fewest replicas that keep the promise; without one, the fewest at which nobody waits for a slot."""
 
     kept = keeper(search.traffic, search.objectives)
 
     def fits(replicas: int) -> bool:
-        return kept(predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic))
+        return kept(station.predict(replicas, search.traffic))
 
     if most < 1:
         return 1
@@ -339,9 +341,9 @@ def _per_node(way: _Way, machine: Machine) -> int:
     return max(1, devices // way.tensor)
 
 
-def _at(way: _Way, offer: _Offer, search: Search, nodes: int) -> Choice:
+def _at(way: _Way, offer: _Offer, search: Search, nodes: int, station: Station) -> Choice:
     replicas = nodes // way.pipeline * _per_node(way, offer.machine)
-    prediction = predict(way.timing, slots=way.slots, replicas=replicas, traffic=search.traffic)
+    prediction = station.predict(replicas, search.traffic)
     predicted = metrics_of(prediction, search.traffic, nodes * offer.price(search), search.objectives)
     return Choice(
         engine=way.engine.id,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ._catalog import CatalogModel, Engine, Gpu, Quantization
+
+if TYPE_CHECKING:
+    from stacks import Prefix
 
 # Bytes per element of a KV cache: q8_0 and q4_0 store one f16 scale per block of 32 (llama.cpp's block layout).
 KV_BYTES = {"f16": 2.0, "bf16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -14,20 +18,22 @@ KV_BYTES = {"f16": 2.0, "bf16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 3
 class Memory:
     """Bytes of one replica over all its ranks.
 
-    `usable_bytes`: what the engine may take. `kv_bytes_per_slot`: one request at the full context. `max_slots`: how
-    many such requests fit beside weights and overhead; 0 where the weights alone do not fit.
+    `usable_bytes`: what the engine may take. `prefix_bytes`: of a prefix kept once for all who hit it. `kv_bytes_per_slot`:
+    one request at the full context, less what it shares. `max_slots`: how many such requests fit beside weights, overhead
+    and prefix; 0 where not one does.
     """
 
     gpu_bytes: float
     usable_bytes: float
     weights_bytes: float
     overhead_bytes: float
+    prefix_bytes: float
     kv_bytes_per_slot: float
     max_slots: int
 
     def used_bytes(self, slots: int) -> float:
         """Bytes with every slot at its full context."""
-        return self.weights_bytes + self.overhead_bytes + slots * self.kv_bytes_per_slot
+        return self.weights_bytes + self.overhead_bytes + self.prefix_bytes + slots * self.kv_bytes_per_slot
 
 
 def weights_bytes(model: CatalogModel, quantization: Quantization) -> float:
@@ -62,10 +68,13 @@ def memory_for(
     pipeline: int = 1,
     kv_cache: str = "f16",
     context_tokens: int = 2048,
+    prefix: Prefix | None = None,
 ) -> Memory:
     """Memory of one replica of `tensor` × `pipeline` ranks, each a GPU or a MIG slice of `gpu`.
 
-    Tensor ranks beyond the number of KV heads each keep a copy of a head.
+    Tensor ranks beyond the number of KV heads each keep a copy of a head. An engine that shares prefixes keeps the
+    prefix once for all requests that hit it, which keep only the rest; layers with a window are counted as if they shared
+    nothing. So a slot alone needs as much as without a prefix.
     """
     ranks = tensor * pipeline
     per_rank = gpu.mig[mig_profile].memory_bytes if mig_profile else gpu.memory_bytes
@@ -74,12 +83,20 @@ def memory_for(
     overhead = engine.overhead_gb * 1e9 * ranks
     copies = max(1.0, tensor / model.kv_heads)
     per_slot = kv_bytes(model, kv_cache, context_tokens) * copies
-    free = usable - weights - overhead
+    shared = 0.0
+    if prefix is not None and engine.shares_prefix:
+        # The last token of a prompt is always worked anew: its logits are what the reply begins with.
+        tokens = min(prefix.tokens, context_tokens - 1)
+        per_token = 2 * model.kv_heads * model.head_dim * KV_BYTES[kv_cache] * copies * model.full_attention_layers
+        shared = prefix.hit_rate * per_token * tokens
+        per_slot -= shared
+    free = usable - weights - overhead - shared
     return Memory(
         gpu_bytes=float(per_rank * ranks),
         usable_bytes=usable,
         weights_bytes=weights,
         overhead_bytes=overhead,
+        prefix_bytes=shared,
         kv_bytes_per_slot=per_slot,
         max_slots=max(0, min(int(free // per_slot), engine.max_slots)),
     )

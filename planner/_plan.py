@@ -88,12 +88,12 @@ def plan_for(
     spread: Spread = "even",
 ) -> Plan:
     """The same by parts. `step_times` replaces the roofline, for example by a calibrated one."""
-    check(release, fleet)
+    check(release, fleet, traffic.prefix)
     release = resolve(release)
     slots = int(release.parallelism.slots)
     known = catalog()
     machine = known.machine(fleet.machine_type)
-    memory = memory_of(release)
+    memory = memory_of(release, traffic.prefix)
     times = step_times or timing(release)
     book = prices or price_book()
     hourly = _hourly(book, fleet)
@@ -284,8 +284,14 @@ def _assumptions(
         else "every user keeps to one replica chosen at random",
         f"prompts of {_length(traffic.prompt_tokens)}, replies of {_length(traffic.output_tokens)}",
         "requests fail only for want of capacity; goodput counts those within the promised latencies",
-        "quantiles: service log-normal, waiting exponential as in M/M/c",
+        "quantiles: service log-normal, waiting a Weibull of its mean and variance (exponential in M/M/c)",
     ]
+    if traffic.prefix is not None:
+        kept = "kept once for all" if engine.shares_prefix else f"kept in every slot by {engine.id}"
+        lines.append(
+            f"the first {traffic.prefix.tokens:g} tokens of {traffic.prefix.hit_rate:.0%} of the prompts are found in the "
+            f"prefix cache, {kept}"
+        )
     for name, (kind, source) in engine.sources.items():
         if kind != "measured":
             lines.append(f"{engine.id} {name} {getattr(engine, name):g} ({kind}: {source})")

@@ -3,14 +3,15 @@
 A replica with `slots` is a birth-death process over the number of requests in it. With j of them in service it finishes
 j / S(j) per second, S(j) being `Timing.request_seconds`; above `slots` the rest wait. Closed (N users, think time Z):
 births (N - j) / Z, the machine-repair model (Reiser and Lavenberg 1980, load-dependent station). Open: births λ.
-Quantiles: waiting is zero or exponential as in M/M/c (a log-normal of its mean and variance where everybody waits),
-service a log-normal with the spread of the reply length; the two are joined as independent deviations.
+Quantiles: waiting is zero, or a Weibull of its mean and variance for those who wait (exponential in M/M/c), service a
+log-normal with the spread of the reply length; the two are joined as independent deviations.
 Approximations, and named in the plan.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from stacks import Traffic
 
 _Z95 = 1.6448536269514722
-# States beyond slots + this many waiting are cut off; a stable queue is not there, an unstable one has no answer.
-_MAX_WAITING = 2000
+# The chain's weights are scaled down beyond this, so that nothing overflows.
+_HUGE = 1e250
 
 
 Spread = Literal["even", "random"]
@@ -59,17 +60,206 @@ def predict(timing: Timing, *, slots: int, replicas: int, traffic: Traffic, spre
     one replica, as keep-alive connections through a Kubernetes Service do. Open arrivals are split evenly in rate.
     Raises ValueError for less than one slot or replica.
     """
-    if slots < 1 or replicas < 1:
-        raise ValueError(f"slots and replicas must be at least 1, got {slots} and {replicas}")
-    if traffic.arrival == "closed":
-        groups = [
-            (_closed(timing, slots, users, traffic), count)
-            for users, count in _groups(traffic.users or 1, replicas, spread)
-        ]
-    else:
-        rate = (traffic.requests_per_second or 0.0) / replicas
-        groups = [(_open(timing, slots, rate, traffic), float(replicas))]
-    return _mix(groups, timing, slots, replicas, traffic)
+    return Station(timing, slots, traffic).predict(replicas, traffic, spread)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """One replica in its steady state. `wait_chance`: share of requests that wait at all."""
+
+    rate: float
+    running: float
+    waiting: float
+    wait_mean: float
+    wait_variance: float
+    wait_chance: float
+    saturated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Latency:
+    mean: float
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the users of one replica see."""
+
+    state: _State
+    wait: _Latency
+    ttft: _Latency
+    e2e: _Latency
+    itl: _Latency
+
+
+class Station:
+    """One replica as a queue under requests of one kind (their prefix too), remembering what it has worked out.
+
+    A search asks the same replica again and again with other numbers of users and replicas; the times of a request
+    depend on neither.
+    """
+
+    def __init__(self, timing: Timing, slots: int, traffic: Traffic) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        self.timing, self.slots = timing.with_prefix(traffic.prefix), slots
+        self._traffic = traffic
+        self._prompt, self._output = traffic.prompt_tokens, traffic.output_tokens
+        self._rates: dict[int, float] = {}
+        self._closed_rows: dict[int, _Row] = {}
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second that one replica completes with every slot in use."""
+        return self._rate(self.slots)
+
+    def predict(self, replicas: int, traffic: Traffic, spread: Spread = "even") -> Prediction:
+        """What so many replicas give. `traffic` may differ from the station's in users and arrivals per second only."""
+        if replicas < 1:
+            raise ValueError(f"replicas must be at least 1, got {replicas}")
+        if traffic.arrival == "closed":
+            groups = [(self._closed(users), count) for users, count in _groups(traffic.users or 1, replicas, spread)]
+        else:
+            groups = [(self._open((traffic.requests_per_second or 0.0) / replicas), float(replicas))]
+        return _mix(groups, replicas, self.capacity)
+
+    def _rate(self, running: int) -> float:
+        """Requests per second that one replica completes with so many always in work."""
+        found = self._rates.get(running)
+        if found is None:
+            found = running / self.timing.request_seconds(running, self._prompt.mean, self._output.mean)
+            self._rates[running] = found
+        return found
+
+    def _closed(self, users: int) -> _Row:
+        row = self._closed_rows.get(users)
+        if row is None:
+            row = self._closed_rows[users] = self._row(self._closed_state(users))
+        return row
+
+    def _closed_state(self, users: int) -> _State:
+        if self._traffic.think_seconds:
+            return self._thinking(users, self._traffic.think_seconds)
+        busy = min(users, self.slots)
+        rate = self._rate(busy)
+        waiting = users - busy
+        return _State(
+            rate=rate,
+            running=float(busy),
+            waiting=float(waiting),
+            wait_mean=waiting / rate,
+            # As many departures as are ahead, each 1 / rate apart on average with the spread of one service.
+            wait_variance=waiting * (self._output.cv / rate) ** 2,
+            wait_chance=1.0 if waiting else 0.0,
+            saturated=False,
+        )
+
+    def _thinking(self, users: int, think: float) -> _State:
+        """Steady state of the machine-repair chain over 0 … `users` requests."""
+        slots, top = self.slots, min(self.slots, users)
+        rates = [self._rate(j) if j else 0.0 for j in range(top + 1)]
+        last = rates[top]
+        weight = total = largest = 1.0
+        rate = running = waiting = 0.0
+        # What an arrival finds: the states by their rate of arrivals.
+        arrivals = late = ahead1 = ahead2 = 0.0
+        for j in range(users + 1):
+            if j:
+                weight *= (users - j + 1) / think / (rates[j] if j < top else last)
+                total += weight
+                rate += weight * (rates[j] if j < top else last)
+                running += weight * (j if j < slots else slots)
+            if j > slots:
+                waiting += weight * (j - slots)
+            seen = weight * (users - j)
+            arrivals += seen
+            if j >= slots:
+                ahead = j - slots + 1
+                late += seen
+                ahead1 += seen * ahead
+                ahead2 += seen * ahead * (ahead + 1)
+            if weight > largest:
+                largest = weight
+                if weight > _HUGE:
+                    weight, total, rate, running, waiting = (
+                        value / _HUGE for value in (weight, total, rate, running, waiting)
+                    )
+                    arrivals, late, ahead1, ahead2, largest = (
+                        value / _HUGE for value in (arrivals, late, ahead1, ahead2, largest)
+                    )
+            elif j > slots and weight < 1e-12 * largest:
+                break
+        mean = ahead1 / arrivals / last
+        return _State(
+            rate=rate / total,
+            running=running / total,
+            waiting=waiting / total,
+            wait_mean=mean,
+            wait_variance=max(0.0, ahead2 / arrivals / last**2 - mean**2),
+            wait_chance=late / arrivals,
+            saturated=False,
+        )
+
+    def _open(self, rate: float) -> _Row:
+        return self._row(self._open_state(rate))
+
+    def _open_state(self, rate: float) -> _State:
+        slots, last = self.slots, self.capacity
+        if rate >= last:
+            return _State(
+                rate=last,
+                running=float(slots),
+                waiting=math.inf,
+                wait_mean=math.inf,
+                wait_variance=math.inf,
+                wait_chance=1.0,
+                saturated=True,
+            )
+        weight = total = 1.0
+        running = 0.0
+        for j in range(1, slots + 1):
+            weight *= rate / self._rate(j)
+            total += weight
+            running += weight * j
+            if weight > _HUGE:
+                weight, total, running = weight / _HUGE, total / _HUGE, running / _HUGE
+        # Beyond the slots the chain is geometric with ratio rho: its sums are closed.
+        rho = rate / last
+        tail = weight * rho / (1 - rho)
+        total += tail
+        chance = weight / (1 - rho) / total
+        mean = chance / (1 - rho) / last
+        square = 2 * chance / (1 - rho) ** 2 / last**2
+        # Kingman: (variance of arrivals + variance of service) / 2 against the exponential's 1. Replies of one length
+        # (cv 0) wait half as long as exponential ones, scheduled arrivals of them not at all.
+        arrivals = 1.0 if self._traffic.arrival == "poisson" else 0.0
+        factor = (arrivals + self._output.cv**2) / 2
+        return _State(
+            rate=rate,
+            running=(running + slots * tail) / total,
+            waiting=factor * tail / (1 - rho) / total,
+            wait_mean=factor * mean,
+            wait_variance=factor**2 * max(0.0, square - mean**2),
+            wait_chance=chance if factor else 0.0,
+            saturated=False,
+        )
+
+    def _row(self, state: _State) -> _Row:
+        timing, prompt, output = self.timing, self._prompt, self._output
+        running = max(1.0, state.running)
+        service = state.running / state.rate  # Little's law for those in service
+        first = min(service, first_token_seconds(timing, self._traffic, running))
+        step = (service - first) / max(1.0, output.mean - 1)
+        wait = _waiting(state)
+        ttft = _join(wait, _spread(first, (first * prompt.cv) ** 2))
+        e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2))
+        # The 95th percentile of gaps: a late step, and another's prompt in it where more than 1 step in 20 has one.
+        late = timing.decode_step_seconds(running, prompt.mean + output.mean)
+        if (running - 1) / max(1.0, output.mean) > 0.05:
+            late += timing.prefill_seconds(prompt.mean, 1)
+        return _Row(state, wait, ttft, e2e, _Latency(step, step, max(step, late)))
 
 
 def _groups(users: int, replicas: int, spread: Spread) -> list[tuple[int, float]]:
@@ -92,123 +282,6 @@ def _groups(users: int, replicas: int, spread: Spread) -> list[tuple[int, float]
     return groups
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _State:
-    """One replica in its steady state. `wait_chance`: share of requests that wait at all."""
-
-    rate: float
-    running: float
-    waiting: float
-    wait_mean: float
-    wait_variance: float
-    wait_chance: float
-    saturated: bool
-
-
-def _service(timing: Timing, traffic: Traffic, running: float) -> float:
-    return timing.request_seconds(running, traffic.prompt_tokens.mean, traffic.output_tokens.mean)
-
-
-def _closed(timing: Timing, slots: int, users: int, traffic: Traffic) -> _State:
-    think = traffic.think_seconds
-    if think == 0:
-        busy = min(users, slots)
-        rate = busy / _service(timing, traffic, busy)
-        waiting = max(0, users - slots)
-        return _State(
-            rate=rate,
-            running=float(busy),
-            waiting=float(waiting),
-            wait_mean=waiting / rate,
-            # As many departures as are ahead, each 1 / rate apart on average with the spread of one service.
-            wait_variance=waiting * (traffic.output_tokens.cv / rate) ** 2,
-            wait_chance=1.0 if waiting else 0.0,
-            saturated=False,
-        )
-    rates = [0.0] + [j / _service(timing, traffic, j) for j in range(1, min(users, slots) + 1)]
-    return _birth_death([(users - j) / think for j in range(users)], rates, slots)
-
-
-def _open(timing: Timing, slots: int, rate: float, traffic: Traffic) -> _State:
-    rates = [0.0] + [j / _service(timing, traffic, j) for j in range(1, slots + 1)]
-    if rate >= rates[-1]:
-        return _State(
-            rate=rates[-1],
-            running=float(slots),
-            waiting=math.inf,
-            wait_mean=math.inf,
-            wait_variance=math.inf,
-            wait_chance=1.0,
-            saturated=True,
-        )
-    state = _birth_death([rate] * (slots + _MAX_WAITING), rates, slots)
-    # Kingman: (variance of arrivals + variance of service) / 2 against the exponential's 1. Replies of one length
-    # (cv 0) wait half as long as exponential ones, scheduled arrivals of them not at all.
-    arrivals = 1.0 if traffic.arrival == "poisson" else 0.0
-    factor = (arrivals + traffic.output_tokens.cv**2) / 2
-    return _State(
-        rate=state.rate,
-        running=state.running,
-        waiting=state.waiting * factor,
-        wait_mean=state.wait_mean * factor,
-        wait_variance=state.wait_variance * factor**2,
-        wait_chance=state.wait_chance if factor else 0.0,
-        saturated=False,
-    )
-
-
-def _birth_death(births: list[float], rates: list[float], slots: int) -> _State:
-    """Steady state of the chain; weights are scaled down as they grow so that nothing overflows."""
-    top = len(rates) - 1
-    weights = [1.0]
-    largest = 1.0
-    for j, birth in enumerate(births):
-        weights.append(weights[-1] * birth / rates[min(j + 1, top)])
-        largest = max(largest, weights[-1])
-        if weights[-1] > 1e250:
-            weights = [weight / 1e250 for weight in weights]
-            largest /= 1e250
-        elif j > slots and weights[-1] < 1e-12 * largest:
-            break
-    total = sum(weights)
-    rate = sum(weight * rates[min(j, top)] for j, weight in enumerate(weights)) / total
-    running = sum(weight * min(j, slots) for j, weight in enumerate(weights)) / total
-    waiting = sum(weight * max(0, j - slots) for j, weight in enumerate(weights)) / total
-    # What an arrival finds: the states by their rate of arrivals.
-    seen = [weight * birth for weight, birth in zip(weights, births, strict=False)]
-    arrivals = sum(seen)
-    late = [(j - slots + 1, weight / arrivals) for j, weight in enumerate(seen) if j >= slots]
-    mean = sum(weight * ahead for ahead, weight in late) / rates[-1]
-    square = sum(weight * ahead * (ahead + 1) for ahead, weight in late) / rates[-1] ** 2
-    return _State(
-        rate=rate,
-        running=running,
-        waiting=waiting,
-        wait_mean=mean,
-        wait_variance=max(0.0, square - mean**2),
-        wait_chance=sum(weight for _, weight in late),
-        saturated=False,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Latency:
-    mean: float
-    p50: float
-    p95: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the users of one group of replicas see; `share` of all completed requests."""
-
-    share: float
-    wait: _Latency
-    ttft: _Latency
-    e2e: _Latency
-    itl: _Latency
-
-
 def _join(wait: _Latency, part: _Latency) -> _Latency:
     """Sum of two independent times: means and medians add, upward deviations of p95 from the mean add as squares.
 
@@ -225,16 +298,25 @@ def _join(wait: _Latency, part: _Latency) -> _Latency:
 
 
 def _waiting(state: _State) -> _Latency:
+    """Waiting as zero for those who find a slot, and a Weibull through mean and variance of those who do not.
+
+    Exact for M/M/c, whose waiting is exponential (shape 1), and for queues of constant length, where all wait alike.
+    """
     if state.saturated:
         return _Latency(math.inf, math.inf, math.inf)
-    if state.wait_chance >= 1.0 or state.wait_mean == 0:
-        return _spread(state.wait_mean, state.wait_variance)
-    scale = state.wait_mean / state.wait_chance
-    return _Latency(
-        state.wait_mean,
-        scale * max(0.0, math.log(state.wait_chance / 0.5)),
-        scale * max(0.0, math.log(state.wait_chance / 0.05)),
-    )
+    if state.wait_mean <= 0:
+        return _Latency(0.0, 0.0, 0.0)
+    chance = min(1.0, state.wait_chance)
+    mean = state.wait_mean / chance
+    variance = (state.wait_variance + state.wait_mean**2) / chance - mean**2
+    # The usual fit of the shape to the coefficient of variation (Justus et al. 1978), exact at 1; its inverse is what we need.
+    inverse = max(0.0, variance / mean**2) ** (1.086 / 2)
+    scale = mean / math.gamma(1 + inverse)
+
+    def beyond(share: float) -> float:
+        return scale * float(math.log(chance / share) ** inverse) if chance > share else 0.0
+
+    return _Latency(state.wait_mean, beyond(0.5), beyond(0.05))
 
 
 def _spread(mean: float, variance: float) -> _Latency:
@@ -246,37 +328,22 @@ def _spread(mean: float, variance: float) -> _Latency:
     return _Latency(mean, middle, middle * math.exp(_Z95 * math.sqrt(sigma2)))
 
 
-def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replicas: int, traffic: Traffic) -> Prediction:
-    """The fleet's mixture of its replicas' states, weighed by the requests each completes."""
-    prompt, output = traffic.prompt_tokens, traffic.output_tokens
-    total = sum(state.rate * count for state, count in groups)
-    rows: list[_Row] = []
-    for state, count in groups:
-        running = max(1.0, state.running)
-        service = state.running / state.rate  # Little's law for those in service
-        first = min(service, first_token_seconds(timing, traffic, running))
-        step = (service - first) / max(1.0, output.mean - 1)
-        wait = _waiting(state)
-        ttft = _join(wait, _spread(first, (first * prompt.cv) ** 2))
-        e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2))
-        # The 95th percentile of gaps: a late step, and another's prompt in it where more than 1 step in 20 has one.
-        late = timing.decode_step_seconds(running, prompt.mean + output.mean)
-        if (running - 1) / max(1.0, output.mean) > 0.05:
-            late += timing.prefill_seconds(prompt.mean, 1)
-        gap = _Latency(step, step, max(step, late))
-        rows.append(_Row(state.rate * count / total, wait, ttft, e2e, gap))
+def _mix(groups: Sequence[tuple[_Row, float]], replicas: int, capacity: float) -> Prediction:
+    """The fleet's mixture of its replicas, weighed by the requests each completes."""
+    total = sum(row.state.rate * count for row, count in groups)
+    shares = [row.state.rate * count / total for row, count in groups]
+    rows = [row for row, _ in groups]
 
-    shares = [row.share for row in rows]
-
-    def mean(values: list[_Latency]) -> float:
-        if len(values) == 1:
-            return values[0].mean
-        return sum(share * value.mean for share, value in zip(shares, values, strict=True))
+    def mean(values: list[float]) -> float:
+        return sum(share * value for share, value in zip(shares, values, strict=True))
 
     def quantile(values: list[float], beyond: float) -> float:
         """The value that all but `beyond` of the requests stay under, a group's own quantile standing for the group."""
         if len(values) == 1:
             return values[0]
+        if len(values) == 2:
+            upper = 0 if values[0] >= values[1] else 1
+            return values[upper if shares[upper] > beyond else 1 - upper]
         ordered = sorted(zip(values, shares, strict=True), reverse=True)
         for value, share in ordered:
             beyond -= share
@@ -284,23 +351,23 @@ def _mix(groups: list[tuple[_State, float]], timing: Timing, slots: int, replica
                 return value
         return ordered[-1][0]
 
-    ttfts, e2es, gaps = [r.ttft for r in rows], [r.e2e for r in rows], [r.itl for r in rows]
+    ttfts, e2es, gaps = [row.ttft for row in rows], [row.e2e for row in rows], [row.itl for row in rows]
     return Prediction(
         requests_per_second=total,
-        capacity=replicas * slots / _service(timing, traffic, slots),
-        running=sum(state.running * count for state, count in groups) / replicas,
-        waiting=sum(state.waiting * count for state, count in groups) / replicas,
-        queue_mean_seconds=mean([row.wait for row in rows]),
-        ttft_mean_seconds=mean(ttfts),
+        capacity=replicas * capacity,
+        running=sum(row.state.running * count for row, count in groups) / replicas,
+        waiting=sum(row.state.waiting * count for row, count in groups) / replicas,
+        queue_mean_seconds=mean([row.wait.mean for row in rows]),
+        ttft_mean_seconds=mean([v.mean for v in ttfts]),
         ttft_p50_seconds=quantile([v.p50 for v in ttfts], 0.5),
         ttft_p95_seconds=quantile([v.p95 for v in ttfts], 0.05),
-        itl_mean_seconds=mean(gaps),
+        itl_mean_seconds=mean([v.mean for v in gaps]),
         itl_p50_seconds=quantile([v.p50 for v in gaps], 0.5),
         itl_p95_seconds=quantile([v.p95 for v in gaps], 0.05),
-        e2e_mean_seconds=mean(e2es),
+        e2e_mean_seconds=mean([v.mean for v in e2es]),
         e2e_p50_seconds=quantile([v.p50 for v in e2es], 0.5),
         e2e_p95_seconds=quantile([v.p95 for v in e2es], 0.05),
-        saturated=any(state.saturated for state, _ in groups),
+        saturated=any(row.state.saturated for row in rows),
     )
 
 

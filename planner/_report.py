@@ -130,7 +130,7 @@ def _report(
         traffic=traffic,
         objectives=objectives,
         plan=plan,
-        memory=memory_line(plan, release),
+        memory=memory_line(plan),
         headroom=headroom(plan, release, traffic, objectives, times=times),
         promises=_promises(plan, traffic, objectives, times),
         shortage=nearest(plan, release, traffic, objectives, times=times) if objectives else (),
@@ -182,6 +182,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "usable": plan.memory.usable_bytes,
                 "weights": plan.memory.weights_bytes,
                 "overhead": plan.memory.overhead_bytes,
+                "prefix": plan.memory.prefix_bytes,
                 "kv_per_slot": plan.memory.kv_bytes_per_slot,
                 "used": plan.memory.used_bytes(plan.slots),
             },
@@ -329,10 +330,9 @@ def shown(metric: str, value: float) -> str:
 
 def demand(traffic: Traffic) -> str:
     """The traffic in words."""
-    lengths = (
-        f"{traffic.prompt_tokens.mean:g} tokens in, {traffic.output_tokens.mean:g} out"
-        + (f" (cv {traffic.output_tokens.cv:g})" if traffic.output_tokens.cv else "")
-    )  # fmt: skip
+    cached = f" ({traffic.prefix.tokens:g} of them cached for {traffic.prefix.hit_rate:.0%})" if traffic.prefix else ""
+    spread = f" (cv {traffic.output_tokens.cv:g})" if traffic.output_tokens.cv else ""
+    lengths = f"{traffic.prompt_tokens.mean:g} tokens in{cached}, {traffic.output_tokens.mean:g} out{spread}"
     return f"{_demand(traffic)}; {lengths}"
 
 

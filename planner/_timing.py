@@ -12,14 +12,14 @@ efficiencies and overheads are the engine's constants in `catalog/engines.yaml`,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ._catalog import CatalogModel, Engine, Gpu, Quantization, catalog
 from ._memory import KV_BYTES, memory_for, weights_bytes
 
 if TYPE_CHECKING:
-    from stacks import Release
+    from stacks import Prefix, Release
 
 # One hop of activations between pipeline stages, over the network without RDMA. Assumed.
 _NETWORK_HOP_SECONDS = 40e-6
@@ -31,7 +31,8 @@ class Timing:
 
     `slots`: the most sequences in one step that memory holds at the full context (`max_slots` of the memory model).
     `load_seconds`: weights from disk; `start_seconds`: process start, compilation and graph capture, without the weights.
-    The other fields are the terms of the step, already divided by what the hardware reaches.
+    The other fields are the terms of the step, already divided by what the hardware reaches. `prefix_tokens` of every
+    prompt are found in the prefix cache by `prefix_hit_rate` of the requests (see `with_prefix`).
     """
 
     slots: int
@@ -50,6 +51,14 @@ class Timing:
     prefill_per_token_squared: float
     communication_per_token: float
     stages: int
+    prefix_tokens: float = 0.0
+    prefix_hit_rate: float = 0.0
+
+    def with_prefix(self, prefix: Prefix | None) -> Timing:
+        """The same replica under prompts that begin alike: what the cache holds need not be worked again."""
+        if prefix is None:
+            return self
+        return replace(self, prefix_tokens=float(prefix.tokens), prefix_hit_rate=float(prefix.hit_rate))
 
     def decode_step_seconds(self, running: int | float, context_tokens: float) -> float:
         """Seconds of one step in which `running` sequences of that mean context each get one token.
@@ -68,11 +77,16 @@ class Timing:
     def prefill_seconds(self, prompt_tokens: int | float, running: int | float = 0) -> float:
         """Seconds by which `prompt_tokens` of prompt lengthen a step that `running` sequences share.
 
-        With `running` 0 nobody shares the pass over the weights: at least one whole step.
+        With `running` 0 nobody shares the pass over the weights: at least one whole step. Tokens that the prefix cache
+        holds cost nothing themselves; the others still attend to them.
         """
         if prompt_tokens <= 0:
             return 0.0
         seconds = prompt_tokens * (self.prefill_per_token + prompt_tokens * self.prefill_per_token_squared)
+        if self.prefix_hit_rate:
+            cached = max(0.0, min(self.prefix_tokens, prompt_tokens - 1))
+            saved = cached * (self.prefill_per_token + cached * self.prefill_per_token_squared)
+            seconds -= self.prefix_hit_rate * saved
         return seconds if running > 0 else max(seconds, self.decode_step_seconds(1, 0.0))
 
     def bound_by(self, running: float, context_tokens: float) -> str:
@@ -94,11 +108,12 @@ class Timing:
 
         While a request decodes, the engine also works the prompts of the others, one each per request's lifetime.
         """
-        others = max(1.0, running)
-        prompts = (others - 1) * self.prefill_seconds(prompt_tokens, 1)
+        together = max(1.0, running)
         context = prompt_tokens + output_tokens / 2
-        steps = max(0.0, output_tokens - 1) * self.decode_step_seconds(others, context)
-        return self.prefill_seconds(prompt_tokens, others - 1) + prompts + steps
+        steps = max(0.0, output_tokens - 1) * self.decode_step_seconds(together, context)
+        # All prompts, and never less than the one pass over the weights that a single one needs.
+        prompts = together * self.prefill_seconds(prompt_tokens, 1)
+        return max(prompts, self.prefill_seconds(prompt_tokens, 0)) + steps
 
 
 def timing(release: Release) -> Timing:

@@ -71,11 +71,20 @@ class Tokens(Model):
     cv: NonNegative = 0.0
 
 
+class Prefix(Model):
+    """A beginning that prompts have in common (a system prompt): `tokens` of every prompt, found in the engine's prefix cache
+    by `hit_rate` of the requests."""
+
+    tokens: Positive
+    hit_rate: Share = 1.0
+
+
 class Traffic(Model):
     """Who asks what.
 
     `closed`: `users` people, each waiting for the reply and then `think_seconds` before asking again.
-    `poisson`, `constant`: `requests_per_second` arrivals whatever the service does.
+    `poisson`, `constant`: `requests_per_second` arrivals whatever the service does. `prefix`: of `prompt_tokens`; absent:
+    no two prompts begin alike.
     """
 
     arrival: Literal["closed", "poisson", "constant"] = "closed"
@@ -84,6 +93,7 @@ class Traffic(Model):
     requests_per_second: Positive | None = None
     prompt_tokens: Tokens
     output_tokens: Tokens
+    prefix: Prefix | None = None
 
     @field_validator("prompt_tokens", "output_tokens", mode="before")
     @classmethod
@@ -96,6 +106,8 @@ class Traffic(Model):
             raise ValueError("arrival 'closed' needs 'users'")
         if self.arrival != "closed" and self.requests_per_second is None:
             raise ValueError(f"arrival '{self.arrival}' needs 'requests_per_second'")
+        if self.prefix is not None and self.prefix.tokens >= self.prompt_tokens.mean:
+            raise ValueError(f"prefix.tokens must be below the {self.prompt_tokens.mean:g} of prompt_tokens")
         return self
 
 

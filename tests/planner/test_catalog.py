@@ -65,9 +65,12 @@ def test_every_entry_says_where_it_is_from_and_when() -> None:
     for model in planner.catalog().models.values():
         assert model.source.startswith("https://") or model.id == "tollgate-tiny"  # its weights are made here
         assert model.as_of
-    for entry in (*planner.catalog().machines.values(), *planner.catalog().quantizations.values()):
-        assert entry.source
-        assert entry.as_of.startswith("20")
+    for machine in planner.catalog().machines.values():
+        assert machine.source
+        assert machine.as_of.startswith("20")
+    for quantization in planner.catalog().quantizations.values():
+        assert quantization.source
+        assert quantization.as_of.startswith("20")
     for engine in planner.catalog().engines.values():
         assert engine.as_of.startswith("20")
         assert all(kind in ("measured", "fitted", "assumed") and source for kind, source in engine.sources.values())

@@ -26,6 +26,8 @@ def plan(
     prompt: Annotated[float, typer.Option(min=1, help="Mean tokens of a prompt.")] = 128,
     output: Annotated[float, typer.Option(min=1, help="Mean tokens of a reply.")] = 128,
     output_cv: Annotated[float, typer.Option(min=0, help="Spread of replies: deviation over mean.")] = 0.0,
+    prefix: Annotated[float, typer.Option("--shared-prefix", min=0, help="Prompt tokens that all have in common.")] = 0,
+    prefix_hits: Annotated[float, typer.Option(min=0, max=1, help="Share that finds them in the prefix cache.")] = 1.0,
     context: Annotated[int, typer.Option(min=128, help="Tokens of context per slot.")] = 2048,
     gpu: Annotated[list[str] | None, typer.Option(help="Only this GPU (l4, a100-80gb …); may be repeated.")] = None,
     machine: Annotated[list[str] | None, typer.Option(help="Only this machine type; may be repeated.")] = None,
@@ -74,7 +76,7 @@ def plan(
             )
         search = planner.Search(
             model=str(model),
-            traffic=_traffic(users, rate, think, prompt, output, output_cv),
+            traffic=_traffic(users, rate, think, prompt, output, output_cv, prefix, prefix_hits),
             objectives=_objectives(latency, ttft, itl),
             context_tokens=context,
             engines=engine,
@@ -113,7 +115,14 @@ def _only_one(first: str, second: str) -> stacks.InputError:
 
 
 def _traffic(
-    users: int | None, rate: float | None, think: float, prompt: float, output: float, cv: float
+    users: int | None,
+    rate: float | None,
+    think: float,
+    prompt: float,
+    output: float,
+    cv: float,
+    prefix: float,
+    hits: float,
 ) -> stacks.Traffic:
     if (users is None) == (rate is None):
         raise stacks.InputError(
@@ -122,12 +131,22 @@ def _traffic(
             allowed="one of the two",
             fix="say how many users ask, or how many requests per second arrive",
         )
-    asked, replied = stacks.Tokens(mean=prompt), stacks.Tokens(mean=output, cv=cv)
-    if users is not None:
-        return stacks.Traffic(
-            arrival="closed", users=users, think_seconds=think, prompt_tokens=asked, output_tokens=replied
+    if prefix >= prompt:
+        raise stacks.InputError(
+            where="--shared-prefix",
+            got=f"{prefix:g}",
+            allowed=f"below the {prompt:g} tokens of --prompt",
+            fix="lower it, or give longer prompts: the prefix is a part of them",
         )
-    return stacks.Traffic(arrival="poisson", requests_per_second=rate, prompt_tokens=asked, output_tokens=replied)
+    return stacks.Traffic(
+        arrival="closed" if users is not None else "poisson",
+        users=users,
+        requests_per_second=rate,
+        think_seconds=think,
+        prompt_tokens=stacks.Tokens(mean=prompt),
+        output_tokens=stacks.Tokens(mean=output, cv=cv),
+        prefix=stacks.Prefix(tokens=prefix, hit_rate=hits) if prefix else None,
+    )
 
 
 def _objectives(latency: float | None, ttft: float | None, itl: float | None) -> stacks.Objectives | None:
