@@ -1,8 +1,9 @@
 """The toll: a Job that measures the deployed service with the stack's own traffic, and the evidence made of it.
 
-The Job runs once per trigger (release, traffic, fleet, benchmark): the digest of those names it, so an `up` that
-changes none of them measures nothing again. The pod may only write its one result;
-the signing key never enters the cluster.
+The Job runs once per trigger: the digest of all that defines the measurement (release, traffic, fleet, promise, image), and
+how often that was tried, names it. So an `up` that changes none of them measures nothing again; where valid evidence of the
+same lies in the store, made by whatever cluster, the Job is still there but only says so; where that has expired or is
+inconclusive, there is another Job. The pod may only write its one result; the signing key never enters the cluster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+import gate
 import stacks
 
 from ._base import Component
@@ -29,7 +31,8 @@ _IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 class BenchmarkJobArgs:
     """`environment`: what the evidence must match later (accelerator, machine type, region, replicas…), plain values.
 
-    `record`: takes the result as JSON, writes the evidence, gives (verdict, evidence id); called only outside previews.
+    `measure`: of the digest of all that defines the measurement, what is left to measure. `record`: takes the result as
+    JSON and what it was measured for, writes the evidence, gives (verdict, evidence id); called only outside previews.
     """
 
     stack: stacks.Stack
@@ -40,7 +43,8 @@ class BenchmarkJobArgs:
     replicas: int
     environment: Mapping[str, str | int | float | bool]
     cost_per_hour_usd: float
-    record: Callable[[str], tuple[str, str]]
+    measure: Callable[[str], gate.Measuring]
+    record: Callable[[str, gate.Measuring], tuple[str, str]]
 
 
 class BenchmarkJob(Component):
@@ -72,7 +76,10 @@ class BenchmarkJob(Component):
             "cost_per_hour_usd": args.cost_per_hour_usd,
             "context_tokens": stack.release.context_tokens,
         }
-        trigger = stacks.digest(config).removeprefix("sha256:")[:12]
+        measuring = args.measure(stacks.digest({**config, "image": _IMAGE}))
+        # Other prompts each time: a cache must not know them from the look before.
+        config["seed"] = measuring.attempt
+        trigger = stacks.digest([measuring.benchmark, measuring.attempt]).removeprefix("sha256:")[:12]
         job_name, result_name = f"bench-{trigger}", f"bench-result-{trigger}"
         super().__init__(
             name, {"trigger": trigger, "runs": args.benchmark.runs, "seconds": args.benchmark.seconds}, opts
@@ -108,42 +115,47 @@ class BenchmarkJob(Component):
             lambda known: json.dumps({**config, **known, "result_configmap": result_name}, indent=1, sort_keys=True)
         )
         settings = k8s.core.v1.ConfigMap(
-            f"{name}-config",
+            f"{name}-config-{trigger}",
             metadata={"name": job_name, "namespace": args.namespace},
             data={"bench.json": text},
             opts=inside,
         )
         job = k8s.batch.v1.Job(
-            f"{name}-job",
+            f"{name}-job-{trigger}",
             metadata={
                 "name": job_name,
                 "namespace": args.namespace,
                 "annotations": {"pulumi.com/timeoutSeconds": str(_longest(args.benchmark))},
             },
-            spec=_job_spec(job_name, args.benchmark),
+            spec=_job_spec(job_name, args.benchmark, measuring.known),
+            # A Job that has measured stays as it is when there is nothing to measure any more.
             opts=self._child(
-                provider=cluster.provider,
-                depends_on=[engine, settings, binding],
-                delete_before_replace=True,
-                replace_on_changes=["metadata.name"],
+                provider=cluster.provider, depends_on=[engine, settings, binding], ignore_changes=["spec"]
             ),
         )
         # The identifier follows from the finished Job, so that a preview that would measure reads nothing yet.
         where = pulumi.Output.all(args.namespace, job.status).apply(lambda known: f"{known[0]}/{result_name}")
         result = k8s.core.v1.ConfigMap.get(
-            f"{name}-result", where, opts=self._child(provider=cluster.provider, depends_on=[job])
+            f"{name}-result-{trigger}", where, opts=self._child(provider=cluster.provider, depends_on=[job])
         )
-        outcome = pulumi.Output.all(result.data, result.binary_data).apply(lambda found: _record(found, args.record))
+        outcome = pulumi.Output.all(result.data, result.binary_data).apply(
+            lambda found: self._judge(found, measuring, args.record)
+        )
         self.verdict = outcome.apply(lambda pair: pair[0])
         self.evidence = outcome.apply(lambda pair: pair[1])
         self.register_outputs({"verdict": self.verdict, "evidence": self.evidence})
 
-
-def _record(found: list[Any], record: Callable[[str], tuple[str, str]]) -> tuple[str, str]:
-    data, binary = found
-    if pulumi.runtime.is_dry_run():
-        return ("recorded by an earlier up", "")
-    return record(result_text(data, binary))
+    def _judge(
+        self, found: list[Any], measuring: gate.Measuring, record: Callable[[str, gate.Measuring], tuple[str, str]]
+    ) -> tuple[str, str]:
+        if measuring.known is not None:
+            return measuring.verdict, measuring.known
+        if pulumi.runtime.is_dry_run():
+            return ("recorded by an earlier up", "")
+        verdict, evidence = record(result_text(*found), measuring)
+        if verdict != "pass":
+            pulumi.log.warn(f"the benchmark's verdict is {verdict}: tollgate evidence show {evidence[7:19]}", self)
+        return verdict, evidence
 
 
 def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None) -> str:
@@ -160,7 +172,8 @@ def _longest(benchmark: stacks.Benchmark) -> int:
     return int(benchmark.runs * benchmark.seconds * 3 + 600)
 
 
-def _job_spec(job_name: str, benchmark: stacks.Benchmark) -> dict[str, Any]:
+def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> dict[str, Any]:
+    arguments = ["job", "--config", "/etc/tollgate/bench.json", *(["--known", known] if known else [])]
     return {
         # A failed measurement is repeated once by hand, not silently: a second try would hide a flapping service.
         "backoffLimit": 0,
@@ -174,7 +187,7 @@ def _job_spec(job_name: str, benchmark: stacks.Benchmark) -> dict[str, Any]:
                     {
                         "name": "bench",
                         "image": _IMAGE,
-                        "args": ["job", "--config", "/etc/tollgate/bench.json"],
+                        "args": arguments,
                         "resources": {"requests": {"cpu": "1", "memory": "256Mi"}},
                         "volumeMounts": [{"name": "config", "mountPath": "/etc/tollgate", "readOnly": True}],
                     }

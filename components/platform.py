@@ -137,10 +137,19 @@ class Platform(Component):
     ) -> BenchmarkJobArgs:
         stack = args.stack
 
-        def record(text: str) -> tuple[str, str]:
-            result = results.Result.model_validate_json(text)
+        def measure(benchmark: str) -> gate.Measuring:
+            if not args.enforce:
+                return gate.Measuring(benchmark=benchmark)
+            return gate.to_measure(stack, benchmark, args.root, datetime.now(UTC))
+
+        def record(text: str, measuring: gate.Measuring) -> tuple[str, str]:
             evidence = gate.record(
-                stack, result, release_digest=self.release_digest, root=args.root, now=datetime.now(UTC)
+                stack,
+                results.Result.model_validate_json(text),
+                release_digest=self.release_digest,
+                root=args.root,
+                now=datetime.now(UTC),
+                measuring=measuring,
             )
             return evidence.verdict, evidence.digest
 
@@ -160,6 +169,7 @@ class Platform(Component):
                 "simulated": stack.target == "local",
             },
             cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
+            measure=measure,
             record=record,
         )
 

@@ -1,7 +1,8 @@
 """The toll gate inside the program: a gated stack proves its release before any resource is made.
 
 Deliberately not here: judging. `gate.check` does that; this component turns a refusal into a stopped program and an
-admission into something that every preview and every state shows.
+admission into something that every preview and every state shows. The edge of the pipeline is among its inputs, so that
+taking the gate away, or asking less of the evidence, is a change that a preview names.
 """
 
 from __future__ import annotations
@@ -29,24 +30,36 @@ class PromotionCheckArgs:
 
 
 class PromotionCheck(Component):
-    """Raises `gate.GateRefused` from its constructor, in preview and up, unless the stack's gate admits the release."""
+    """Raises `gate.GateRefused` from its constructor, in preview and up, unless the stack's gate admits the release.
+
+    `gated`: whether the pipeline asks for evidence here; `evidence`: on which it was let in. What was let in by an override
+    is said as a warning each time.
+    """
 
     gated: bool
     evidence: str | None
 
     def __init__(self, name: str, args: PromotionCheckArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        self.gated, self.evidence = False, None
+        stage = stacks.load_pipeline(args.root).stage(args.stack.name)
+        after = stage.after if stage is not None else None
+        self.gated, self.evidence, approved = after is not None, None, []
         if args.enforce:
             admission = gate.check(
                 args.stack, release_digest=args.release_digest, root=args.root, now=datetime.now(UTC)
             )
-            self.gated, self.evidence = admission.gated, admission.evidence
+            self.evidence = admission.evidence
+            approved = admission.verdict.approved if admission.verdict is not None else []
         facts = {
             "release": args.stack.release.name,
             "digest": args.release_digest,
             "gated": self.gated,
+            "after": after,
+            "criteria": stage.criteria.model_dump(mode="json") if stage is not None and self.gated else None,
             "evidence": self.evidence,
+            "approved": approved,
             "enforced": args.enforce,
         }
         super().__init__(name, facts, opts)
+        for line in approved:
+            pulumi.log.warn(line, self)
         self.register_outputs({"gated": self.gated, "evidence": self.evidence})

@@ -6,7 +6,7 @@ A verdict in evidence is not believed. The numbers are judged anew, by the promi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,10 +190,18 @@ def admit(
         fixed += _promoted(stack, promotion, criteria)
         baseline = promotion.facts.get("baseline") if promotion is not None else None
     objective = judge(stack.objectives, criteria, result, planned_runs=planned)
+
+    def passed(other: Entry) -> bool:
+        seen = priced(result_of(other), plan)
+        kept = judge(stack.objectives, criteria, seen, planned_runs=planned_runs(other)).outcome == "pass"
+        return kept and all(
+            line.outcome == "pass" for line in _regressions(replace(case, entry=other, result=seen), baseline)
+        )
+
     lines = [
         age(case, now, expires=not rollback),
         *soak(case, now),
-        *([] if rollback else looks(case, now)),
+        *([] if rollback else looks(case, now, passed)),
         environment(case),
         engine(case),
         *traffic(case),

@@ -44,13 +44,15 @@ class Measuring:
 
     `benchmark`: digest of all that defines it (release, traffic, fleet, promise, length); empty for one made by hand.
     `attempt`: 1, and one more whenever what was measured before has expired or takes more runs to settle. `earlier`: digests
-    of evidence whose runs count too. `known`: digest of valid evidence of the same, which leaves nothing to measure.
+    of evidence whose runs count too. `known`: digest of valid evidence of the same, which leaves nothing to measure, and
+    `verdict`: what that says.
     """
 
     benchmark: str = ""
     attempt: int = 1
     earlier: tuple[str, ...] = ()
     known: str | None = None
+    verdict: str = ""
 
 
 def writable(location: str, root: Path) -> Store:
@@ -84,7 +86,7 @@ def record(
     if result.stack != stack.name:
         raise stacks.TollgateError(f"the benchmark measured stack {result.stack!r}, not {stack.name!r}")
     criteria = stacks.load_pipeline(root).home(stack.name)
-    identity = stacks.digest(_without_histograms(result))
+    identity = stacks.digest(without_histograms(result))
 
     def make(previous: str, entries: list[Entry]) -> Mapping[str, Any] | Entry:
         for entry in entries:
@@ -97,7 +99,7 @@ def record(
         both = pool([beside, against]) if beside is not None and against is not None else against
         planned = stack.benchmark.runs * (len(looked) + 1) if stack.benchmark is not None else None
         verdict = judge(stack.objectives, criteria, whole, planned_runs=planned)
-        measured = _without_histograms(whole)
+        measured = without_histograms(whole)
         return statement(
             "measurement",
             stack=stack.name,
@@ -115,7 +117,7 @@ def record(
                 "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
                 "verdict": verdict.plain(),
                 "result": measured,
-                "against": _without_histograms(both) if both is not None else None,
+                "against": without_histograms(both) if both is not None else None,
                 "source": _source(root),
                 "tools": _tools(result),
                 "price_book": _price_book(),
@@ -166,7 +168,8 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {key: environment.get(key) for key in (*ALWAYS, "machine_type")}
 
 
-def _without_histograms(result: Result) -> dict[str, Any]:
+def without_histograms(result: Result) -> dict[str, Any]:
+    """What evidence carries of a result: everything but the histograms, of which it has the digests."""
     plain = result.model_dump(mode="json")
     for run in plain["runs"]:
         run["histograms"] = {name: {"digest": stacks.digest(sketch)} for name, sketch in run["histograms"].items()}

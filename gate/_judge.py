@@ -54,6 +54,11 @@ class Verdict:
         """Why it is not a plain pass, one sentence for each line that is to blame or was approved."""
         return tuple(f"{line.metric}: {line.why}" for line in self.criteria if line.outcome != "pass")
 
+    @property
+    def approved(self) -> list[str]:
+        """What only a signed override lets through, one sentence each."""
+        return [f"{line.metric}: {line.why}" for line in self.criteria if line.outcome == "approved"]
+
     def plain(self) -> dict[str, Any]:
         """What evidence records."""
         return asdict(self)

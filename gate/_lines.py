@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import stacks
 from bench.results import Result
 
-from ._evidence import ALWAYS, result_of, surroundings
-from ._judge import Criterion, Outcome, judge
+from ._evidence import ALWAYS, surroundings
+from ._judge import Criterion, Outcome
 from ._store import CLOCK_SKEW, Entry
 
 
@@ -84,11 +84,12 @@ def _of(case: Case) -> list[Entry]:
     ]
 
 
-def looks(case: Case, now: datetime) -> Iterator[Criterion]:
+def looks(case: Case, now: datetime, passed: Callable[[Entry], bool]) -> Iterator[Criterion]:
     """A release that is measured again and again passes some day by luck: only the planned number of looks counts.
 
     A look is a measurement in the same environment with the same traffic that has not expired. Those before this one that
-    did not pass used up a look each. Every bound is at 1 - α / looks, so that over all looks the error is at most α.
+    have not `passed` (promise and comparison) used up a look each. Every bound is at 1 - α / looks, so that over all looks
+    the error is at most α.
     """
     criteria = case.stage.criteria
     since = now - timedelta(hours=criteria.max_evidence_age_hours)
@@ -96,13 +97,7 @@ def looks(case: Case, now: datetime) -> Iterator[Criterion]:
     for entry in _of(case):
         if entry.number >= case.entry.number or entry.signed_at < since or not _alike(entry, case.entry):
             continue
-        verdict = judge(
-            case.stack.objectives,
-            criteria,
-            result_of(entry),
-            planned_runs=planned_runs(entry),
-        )
-        failed += verdict.outcome != "pass"
+        failed += not passed(entry)
     if failed == 0 and criteria.looks == 1:
         return
     enough = failed < criteria.looks

@@ -11,7 +11,7 @@ from typing import Any
 import stacks
 from bench.results import Result
 
-from ._evidence import Measuring, result_of, surroundings, writable
+from ._evidence import Measuring, result_of, surroundings, without_histograms, writable
 from ._judge import Verdict, judge
 from ._keys import load_keys
 from ._lines import planned_runs
@@ -49,7 +49,8 @@ def to_measure(stack: stacks.Stack, benchmark: str, root: Path, now: datetime) -
     if outcomes[-1].outcome == "inconclusive" and used < criteria.looks:
         usable = outcomes[-1].criteria[0].measured == len(last.facts["result"]["runs"])
         return replace(again, earlier=(*last.facts["earlier"], last.digest) if usable else ())
-    return replace(again, attempt=again.attempt - 1, earlier=tuple(last.facts["earlier"]), known=last.digest)
+    known = replace(again, attempt=again.attempt - 1, earlier=tuple(last.facts["earlier"]))
+    return replace(known, known=last.digest, verdict=outcomes[-1].outcome)
 
 
 def _verdict(stack: stacks.Stack, criteria: stacks.Criteria, entry: Entry) -> Verdict:
@@ -78,7 +79,12 @@ def record_calibration(
             subject=Subject(name=stack.release.name, digest=results[0].release),
             previous=previous,
             now=now,
-            facts={"surroundings": environments[0], "sessions": len(results), "noise": found.plain()},
+            facts={
+                "surroundings": environments[0],
+                "sessions": len(results),
+                "results": [stacks.digest(without_histograms(result)) for result in results],
+                "noise": found.plain(),
+            },
         )
 
     return found, writable(stack.evidence, root).append(make, now)

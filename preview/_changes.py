@@ -47,6 +47,23 @@ class Change:
         return tuple(words)
 
     @property
+    def gate_words(self) -> tuple[str, ...]:
+        """What of the gate changes: taking it away is said in capitals, asking something else of the evidence by its key."""
+        if not (self.before and self.after):
+            return ()
+        before, after = self.before.gate, self.after.gate
+        if before.get("gated") and not after.get("gated"):
+            return ("THE GATE IS TAKEN AWAY: it would deploy without evidence",)
+        if before.get("after") != after.get("after"):
+            return (f"gate: evidence of {before.get('after') or 'nobody'} → {after.get('after')}",)
+        then, now = before.get("criteria") or {}, after.get("criteria") or {}
+        return tuple(
+            f"gate: {key} {then.get(key)} → {now.get(key)}"
+            for key in sorted({*then, *now})
+            if then.get(key) != now.get(key)
+        )
+
+    @property
     def changed(self) -> bool:
         return self.error is not None or self.before != self.after
 
@@ -59,7 +76,7 @@ class Change:
             return f"{self.stack}: no change"
         if self.after is None:
             return f"{self.stack}: removed, −{money(self.hourly('expected')[0])}/h"
-        parts = []
+        parts = list(self.gate_words)
         old, new = self.nodes("expected")
         machines = "/".join(sorted({pool.machine_type for pool in self.after.pools})) or "node"
         if new != old:
@@ -109,6 +126,7 @@ def as_json(changes: list[Change], base: str | None, book: dict[str, str]) -> di
                 "changed": change.changed,
                 "error": change.error,
                 "release": list(change.release_words),
+                "gate": list(change.gate_words),
                 "unpriced": list(change.unpriced),
                 **{which: amounts(change, which) for which in ("min", "expected", "max")},
             }

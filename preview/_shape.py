@@ -1,4 +1,4 @@
-"""What of a program costs money or changes a promise: its GPU pools and its release, priced from the price book."""
+"""What of a program costs money or changes a promise: its GPU pools, its release and its gate, priced from the price book."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One stack at one commit."""
+    """One stack at one commit. `gate`: what its promotion check asks; empty for a program that has none."""
 
     stack: str
     pools: tuple[Pool, ...]
     release: Mapping[str, Any]
+    gate: Mapping[str, Any]
 
     @property
     def unpriced(self) -> tuple[str, ...]:
@@ -59,6 +60,7 @@ def shape(stack: str, resources: Iterable[Mapping[str, Any]], price: Price) -> S
     """Read the pools and the release out of evaluated resources; the order of the resources does not matter."""
     pools: list[Pool] = []
     release: Mapping[str, Any] = {}
+    gate: Mapping[str, Any] = {}
     for resource in resources:
         given = resource["inputs"]
         if resource["type"] == "tollgate:index:GpuPool":
@@ -78,4 +80,6 @@ def shape(stack: str, resources: Iterable[Mapping[str, Any]], price: Price) -> S
             )
         elif resource["type"] == "tollgate:index:Platform":
             release = {key: given.get(key) for key in ("release", "digest", "engine", "model", "slots", "replicas")}
-    return Shape(stack=stack, pools=tuple(sorted(pools, key=lambda pool: pool.name)), release=release)
+        elif resource["type"] == "tollgate:index:PromotionCheck":
+            gate = {key: given.get(key) for key in ("gated", "after", "criteria")}
+    return Shape(stack=stack, pools=tuple(sorted(pools, key=lambda pool: pool.name)), release=release, gate=gate)
