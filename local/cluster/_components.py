@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from local import tools
+
 from ._layout import (
     API_SERVER_PORT,
     CONTROLLER_MANAGER_PORT,
@@ -378,6 +380,7 @@ def _runner(layout: Layout, addresses: Addresses) -> Component:
             *("--client-ca", str(pki / "ca.crt")),
         ),
         needs=("kube-apiserver",),
-        env={"PYTHONPATH": path},
+        # Components have a home of their own; the real Ollama is found where this process would look for it.
+        env={"PYTHONPATH": path, "TOLLGATE_CACHE": str(tools.cache_dir())},
         ready=f"tcp://{addresses.node}:{KUBELET_PORT}",
     )
