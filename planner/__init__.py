@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ._billing import refresh as refresh_prices
     from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, MigProfile, Quantization, catalog, find_model
     from ._check import check, resolve
-    from ._explore import Choice, Search, choices, frontier, limits
+    from ._explore import Choice, Search, cheapest, choices, frontier, limits
     from ._fit import Calibration, calibrate, read_results
     from ._html import page as html_page
     from ._memory import Memory, memory_for
@@ -56,6 +56,7 @@ _HOMES = {
     "calibrate": ("_fit", "calibrate"),
     "catalog": ("_catalog", "catalog"),
     "check": ("_check", "check"),
+    "cheapest": ("_explore", "cheapest"),
     "choices": ("_explore", "choices"),
     "find_model": ("_catalog", "find_model"),
     "frontier": ("_explore", "frontier"),
@@ -108,6 +109,7 @@ __all__ = [
     "as_release",
     "calibrate",
     "catalog",
+    "cheapest",
     "check",
     "choices",
     "find_model",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stacks import InputError, Objectives, Traffic
 
 from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, Quantization, catalog
 from ._check import knee
-from ._memory import memory_for
+from ._memory import Memory, memory_for
 from ._plan import HOURS_PER_MONTH, fewest, keeper, metrics_of, unmet_of
 from ._prices import PriceBook, price_book
 from ._queueing import Station
@@ -94,20 +95,41 @@ class Search:
 
 def choices(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
     """All choices, those that keep the promise within the budget first, then by cost. Raises InputError for names."""
-    offers = _offers(search, prices or price_book())
-    found = []
-    for way in _ways(search, catalog()):
-        machines = [offer for offer in offers if _fits_machine(way, offer.machine)]
-        if not machines:
-            continue
+    found: list[Choice] = []
+    for way, offers in _placed(search, prices):
         station = Station(way.timing, way.slots, search.traffic)
-        needed = _needed(station, search, max(_most(way, offer, search) for offer in machines))
-        for offer in machines:
-            most = _most(way, offer, search)
-            if most:
-                nodes = math.ceil(min(needed, most) / _per_node(way, offer.machine)) * way.pipeline
-                found.append(_at(way, offer, search, nodes, station))
-    return tuple(sorted(found, key=lambda c: (len(c.unmet), _cost(c, search), c.predicted["e2e_p95_seconds"])))
+        found += _on_each(way, offers, search, station, _needed(station, search, _mosts(way, offers, search)))
+    return tuple(sorted(found, key=_rank(search)))
+
+
+def cheapest(search: Search, *, prices: PriceBook | None = None) -> Choice | None:
+    """The first of `choices` without working out the others; None where there is none.
+
+    Ways are tried by the least they can cost: as many replicas as have the capacity for the requests that the promised
+    latency implies (Little's law). The search ends where that is dearer than a way that keeps the promise.
+    """
+    starts: list[tuple[float, int, _Way, list[_Offer], Station]] = []
+    least = _least_rate(search)
+    for way, offers in _placed(search, prices):
+        station = Station(way.timing, way.slots, search.traffic)
+        replicas = max(1.0, least / station.capacity)
+        bound = min(replicas / _per_node(way, offer.machine) * offer.price(search) for offer in offers) * way.pipeline
+        starts.append((bound, len(starts), way, offers, station))
+    kept, rank = keeper(search.traffic, search.objectives), _rank(search)
+    best: Choice | None = None
+    for bound, _, way, offers, station in sorted(starts):
+        most = _mosts(way, offers, search)
+        if best is not None and not best.unmet:
+            if bound > _cost(best, search):
+                break
+            within = replace(search, budget=_cost(best, search))
+            most = min(most, _mosts(way, offers, within))
+            if most < 1 or not kept(station.predict(most, search.traffic)):
+                continue
+        best = min(
+            _on_each(way, offers, search, station, _needed(station, search, most)) + ([best] if best else []), key=rank
+        )
+    return best
 
 
 def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
@@ -117,18 +139,15 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
     Each way is tried from the fewest nodes that carry the traffic up to one replica per user, doubling, and no further
     than 20 times the cheapest way.
     """
-    offers = _offers(search, prices or price_book())
     bare = replace(search, objectives=None)
     starts: list[tuple[float, _Way, _Offer, int, int, Station]] = []
-    for way in _ways(bare, catalog()):
+    for way, offers in _placed(bare, prices):
         station = Station(way.timing, way.slots, search.traffic)
+        replicas = _needed(station, bare, _mosts(way, offers, bare))
         for offer in offers:
-            if not _fits_machine(way, offer.machine):
-                continue
             most = _most(way, offer, bare) // _per_node(way, offer.machine)
-            replicas = _needed(station, bare, most * _per_node(way, offer.machine))
             spans = math.ceil(replicas / _per_node(way, offer.machine))
-            if 0 < spans <= most:
+            if spans <= most:
                 starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most, station))
     dearest = _DEAREST * min((start[0] for start in starts), default=0.0)
     points: list[Choice] = []
@@ -159,13 +178,29 @@ def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, floa
         return {}
     best: dict[str, float] = {}
     lonely = search.traffic.model_copy(update={"arrival": "closed", "users": 1, "requests_per_second": None})
-    for way in _ways(search, catalog()):
+    for way in _ways(search):
         prediction = Station(way.timing, way.slots, lonely).predict(1, lonely)
         values = metrics_of(prediction, lonely, 0.0)
         for name, _ in search.objectives.items():
             if name.endswith("_seconds"):
                 best[name] = min(best.get(name, math.inf), values[name])
     return best
+
+
+def _rank(search: Search) -> Callable[[Choice], tuple[int, float, float]]:
+    """Order of choices: fewer broken promises, then less cost, then less latency."""
+    return lambda choice: (len(choice.unmet), _cost(choice, search), choice.predicted["e2e_p95_seconds"])
+
+
+def _least_rate(search: Search) -> float:
+    """Requests per second that any fleet must answer to keep the promise; 0 where that cannot be told."""
+    traffic, promised = search.traffic, search.objectives
+    if traffic.arrival != "closed":
+        return traffic.requests_per_second or 0.0
+    if promised is None or promised.e2e_p95_seconds is None:
+        return 0.0
+    # Of a log-normal as wide as replies are, the mean lies below the 95th percentile.
+    return (traffic.users or 1) / (promised.e2e_p95_seconds + traffic.think_seconds)
 
 
 def _cost(choice: Choice, search: Search) -> float:
@@ -204,6 +239,34 @@ def _offers(search: Search, book: PriceBook) -> list[_Offer]:
     return list(cheapest.values())
 
 
+def _placed(search: Search, prices: PriceBook | None) -> Iterator[tuple[_Way, list[_Offer]]]:
+    """Each way with the machines that hold it and of which quota and budget allow one replica's worth."""
+    offers = _offers(search, prices or price_book())
+    for way in _ways(search):
+        fitting = [offer for offer in offers if _fits_machine(way, offer.machine) and _most(way, offer, search)]
+        if fitting:
+            yield way, fitting
+
+
+def _on_each(way: _Way, offers: Sequence[_Offer], search: Search, station: Station, needed: int) -> list[Choice]:
+    """The choice on each machine, with the needed replicas or as many as are allowed."""
+    return [
+        _at(
+            way,
+            offer,
+            search,
+            math.ceil(min(needed, _most(way, offer, search)) / _per_node(way, offer.machine)) * way.pipeline,
+            station,
+        )
+        for offer in offers
+    ]
+
+
+def _mosts(way: _Way, offers: Sequence[_Offer], search: Search) -> int:
+    """The most replicas that quota and budget allow on one of the machines."""
+    return max(_most(way, offer, search) for offer in offers)
+
+
 def _fits_machine(way: _Way, machine: Machine) -> bool:
     """Ranks of one stage fill one machine where a replica spans several; else the machine holds whole replicas."""
     if way.gpu.id != machine.gpu:
@@ -229,9 +292,9 @@ def _needed(station: Station, search: Search, most: int) -> int:
 
     if most < 1:
         return 1
-    # Doubling first: the answer is mostly far below the quota.
+    # Doubling first, from what the promised rate needs at least: the answer is mostly far below the quota.
     top = min(most, search.traffic.users) if search.traffic.users else most
-    low, high = 1, 1
+    low = high = max(1, min(top, math.floor(_least_rate(search) / station.capacity)))
     while high < top and not fits(high):
         low, high = high + 1, high * 2
     if high >= top:
@@ -241,8 +304,8 @@ def _needed(station: Station, search: Search, most: int) -> int:
     return fewest(fits, low, high)
 
 
-def _ways(search: Search, known: Catalog) -> Iterator[_Way]:
-    model = known.model(search.model)
+def _ways(search: Search) -> tuple[_Way, ...]:
+    model = catalog().model(search.model)
     if search.context_tokens > model.max_context:
         raise InputError(
             where="context_tokens",
@@ -250,23 +313,42 @@ def _ways(search: Search, known: Catalog) -> Iterator[_Way]:
             allowed=f"at most {model.max_context} for {model.id}",
             fix="lower it",
         )
-    engines = [known.engine(name) for name in search.engines or known.engines]
-    gpus = [known.gpu(name) for name in search.gpus or known.gpus]
+    names = (None if given is None else tuple(given) for given in (search.engines, search.quantizations, search.gpus))
+    return _built(model.id, *names, search.mig, search.kv_cache, search.context_tokens)
+
+
+@functools.lru_cache(maxsize=256)
+def _built(
+    model_id: str,
+    engine_names: tuple[str, ...] | None,
+    quantization_names: tuple[str, ...] | None,
+    gpu_names: tuple[str, ...] | None,
+    mig: bool,
+    kv_cache: str,
+    context_tokens: int,
+) -> tuple[_Way, ...]:
+    """The ways to serve a model; they depend on neither traffic nor promise, so that the next question finds them."""
+    known = catalog()
+    model = known.model(model_id)
+    engines = [known.engine(name) for name in engine_names or known.engines]
+    gpus = [known.gpu(name) for name in gpu_names or known.gpus]
     # Of quantizations alike in size and arithmetic (AWQ and GPTQ) one stands for all, unless the search names them.
     alike = {
         (q.linear_bits, q.head_bits, q.arithmetic, q.engines): q.id
         for q in reversed(list(known.quantizations.values()))
     }
-    quantizations = [known.quantization(name) for name in search.quantizations or sorted(alike.values())]
+    quantizations = [known.quantization(name) for name in quantization_names or sorted(alike.values())]
+    found = []
     for engine in engines:
         for quantization in quantizations:
             if engine.id not in quantization.engines:
                 continue
             for gpu in gpus:
-                for profile, tensor, pipeline in _splits(engine, gpu, model, known, search.mig):
-                    way = _way(engine, quantization, gpu, model, profile, tensor, pipeline, search)
+                for profile, tensor, pipeline in _splits(engine, gpu, model, known, mig):
+                    way = _way(engine, quantization, gpu, model, profile, tensor, pipeline, kv_cache, context_tokens)
                     if way is not None:
-                        yield way
+                        found.append(way)
+    return tuple(found)
 
 
 def _splits(
@@ -294,8 +376,27 @@ def _way(
     profile: str | None,
     tensor: int,
     pipeline: int,
-    search: Search,
+    kv_cache: str,
+    context_tokens: int,
 ) -> _Way | None:
+    def memory(stages: int) -> Memory:
+        return memory_for(
+            engine=engine,
+            model=model,
+            quantization=quantization,
+            gpu=gpu,
+            mig_profile=profile,
+            tensor=tensor,
+            pipeline=stages,
+            kv_cache=kv_cache,
+            context_tokens=context_tokens,
+        )
+
+    if pipeline > 1 and memory(1).max_slots > 0:
+        return None  # a second machine per replica only where one cannot hold it
+    held = memory(pipeline).max_slots
+    if held < 1:
+        return None
     timing = build(
         engine=engine,
         model=model,
@@ -304,23 +405,9 @@ def _way(
         mig_profile=profile,
         tensor=tensor,
         pipeline=pipeline,
-        kv_cache=search.kv_cache,
-        context_tokens=search.context_tokens,
+        kv_cache=kv_cache,
+        slots=held,
     )
-    if timing.slots < 1:
-        return None
-    if pipeline > 1:
-        alone = memory_for(
-            engine=engine,
-            model=model,
-            quantization=quantization,
-            gpu=gpu,
-            tensor=tensor,
-            kv_cache=search.kv_cache,
-            context_tokens=search.context_tokens,
-        )
-        if alone.max_slots > 0:
-            return None  # a second machine per replica only where one cannot hold it
     return _Way(
         engine=engine,
         quantization=quantization,
@@ -329,7 +416,7 @@ def _way(
         tensor=tensor,
         pipeline=pipeline,
         timing=timing,
-        slots=knee(timing, search.context_tokens / 2),
+        slots=knee(timing, context_tokens / 2),
     )
 
 

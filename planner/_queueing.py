@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ._timing import Timing
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from stacks import Traffic
 
 _Z95 = 1.6448536269514722
-# The chain's weights are scaled down beyond this, so that nothing overflows.
+# States of the chain this much less likely than the likeliest are left out.
+_NEGLIGIBLE = 1e-12
+# Seconds of mean waiting below which nobody waits.
+_NO_WAIT = 1e-9
+# The weights of open arrivals are scaled down beyond this, so that nothing overflows.
 _HUGE = 1e250
 
 
@@ -76,22 +80,19 @@ class _State:
     saturated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Latency:
+class _Latency(NamedTuple):
     mean: float
     p50: float
     p95: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the users of one replica see."""
+class _Row(NamedTuple):
+    """What the users of one replica see, in seconds. `means`: of waiting, TTFT, ITL and end to end; `late`: p50 and p95 of
+    the last three."""
 
     state: _State
-    wait: _Latency
-    ttft: _Latency
-    e2e: _Latency
-    itl: _Latency
+    means: tuple[float, float, float, float]
+    late: tuple[float, float, float, float, float, float]
 
 
 class Station:
@@ -157,40 +158,48 @@ class Station:
         )
 
     def _thinking(self, users: int, think: float) -> _State:
-        """Steady state of the machine-repair chain over 0 … `users` requests."""
-        slots, top = self.slots, min(self.slots, users)
-        rates = [self._rate(j) if j else 0.0 for j in range(top + 1)]
-        last = rates[top]
-        weight = total = largest = 1.0
-        rate = running = waiting = 0.0
+        """Steady state of the machine-repair chain over 0 … `users` requests, worked out around its likeliest state."""
+        slots, last = self.slots, self._rate(min(self.slots, users))
+
+        def ratio(j: int) -> float:
+            """Weight of state j over that of j - 1: falls with j, as arrivals thin out and throughput grows."""
+            return (users - j + 1) / think / (self._rate(j) if j < slots else last)
+
+        low, high = 0, users
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if ratio(middle) >= 1 else (low, middle - 1)
+        states = [(low, 1.0)]
+        weight = 1.0
+        for j in range(low + 1, users + 1):
+            weight *= ratio(j)
+            if weight < _NEGLIGIBLE:
+                break
+            states.append((j, weight))
+        weight = 1.0
+        for j in range(low, 0, -1):
+            weight /= ratio(j)
+            if weight < _NEGLIGIBLE:
+                break
+            states.append((j - 1, weight))
+        total = rate = running = waiting = 0.0
         # What an arrival finds: the states by their rate of arrivals.
         arrivals = late = ahead1 = ahead2 = 0.0
-        for j in range(users + 1):
-            if j:
-                weight *= (users - j + 1) / think / (rates[j] if j < top else last)
-                total += weight
-                rate += weight * (rates[j] if j < top else last)
-                running += weight * (j if j < slots else slots)
-            if j > slots:
-                waiting += weight * (j - slots)
+        for j, weight in states:
             seen = weight * (users - j)
+            total += weight
             arrivals += seen
-            if j >= slots:
+            if j < slots:
+                rate += weight * self._rate(j) if j else 0.0
+                running += weight * j
+            else:
+                rate += weight * last
+                running += weight * slots
+                waiting += weight * (j - slots)
                 ahead = j - slots + 1
                 late += seen
                 ahead1 += seen * ahead
                 ahead2 += seen * ahead * (ahead + 1)
-            if weight > largest:
-                largest = weight
-                if weight > _HUGE:
-                    weight, total, rate, running, waiting = (
-                        value / _HUGE for value in (weight, total, rate, running, waiting)
-                    )
-                    arrivals, late, ahead1, ahead2, largest = (
-                        value / _HUGE for value in (arrivals, late, ahead1, ahead2, largest)
-                    )
-            elif j > slots and weight < 1e-12 * largest:
-                break
         mean = ahead1 / arrivals / last
         return _State(
             rate=rate / total,
@@ -256,10 +265,14 @@ class Station:
         ttft = _join(wait, _spread(first, (first * prompt.cv) ** 2))
         e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2))
         # The 95th percentile of gaps: a late step, and another's prompt in it where more than 1 step in 20 has one.
-        late = timing.decode_step_seconds(running, prompt.mean + output.mean)
+        gap = timing.decode_step_seconds(running, prompt.mean + output.mean)
         if (running - 1) / max(1.0, output.mean) > 0.05:
-            late += timing.prefill_seconds(prompt.mean, 1)
-        return _Row(state, wait, ttft, e2e, _Latency(step, step, max(step, late)))
+            gap += timing.prefill_seconds(prompt.mean, 1)
+        return _Row(
+            state,
+            (wait.mean, ttft.mean, step, e2e.mean),
+            (ttft.p50, ttft.p95, step, max(step, gap), e2e.p50, e2e.p95),
+        )
 
 
 def _groups(users: int, replicas: int, spread: Spread) -> list[tuple[int, float]]:
@@ -304,9 +317,9 @@ def _waiting(state: _State) -> _Latency:
     """
     if state.saturated:
         return _Latency(math.inf, math.inf, math.inf)
-    if state.wait_mean <= 0:
-        return _Latency(0.0, 0.0, 0.0)
     chance = min(1.0, state.wait_chance)
+    if chance <= 0.05 or state.wait_mean < _NO_WAIT:
+        return _Latency(state.wait_mean, 0.0, 0.0)
     mean = state.wait_mean / chance
     variance = (state.wait_variance + state.wait_mean**2) / chance - mean**2
     # The usual fit of the shape to the coefficient of variation (Justus et al. 1978), exact at 1; its inverse is what we need.
@@ -328,47 +341,57 @@ def _spread(mean: float, variance: float) -> _Latency:
     return _Latency(mean, middle, middle * math.exp(_Z95 * math.sqrt(sigma2)))
 
 
+# The share of requests beyond p50 and p95, in the order of `_Row.late`.
+_BEYOND = (0.5, 0.05, 0.5, 0.05, 0.5, 0.05)
+
+
 def _mix(groups: Sequence[tuple[_Row, float]], replicas: int, capacity: float) -> Prediction:
     """The fleet's mixture of its replicas, weighed by the requests each completes."""
-    total = sum(row.state.rate * count for row, count in groups)
-    shares = [row.state.rate * count / total for row, count in groups]
-    rows = [row for row, _ in groups]
-
-    def mean(values: list[float]) -> float:
-        return sum(share * value for share, value in zip(shares, values, strict=True))
-
-    def quantile(values: list[float], beyond: float) -> float:
-        """The value that all but `beyond` of the requests stay under, a group's own quantile standing for the group."""
-        if len(values) == 1:
-            return values[0]
-        if len(values) == 2:
-            upper = 0 if values[0] >= values[1] else 1
-            return values[upper if shares[upper] > beyond else 1 - upper]
-        ordered = sorted(zip(values, shares, strict=True), reverse=True)
-        for value, share in ordered:
-            beyond -= share
-            if beyond < 0:
-                return value
-        return ordered[-1][0]
-
-    ttfts, e2es, gaps = [row.ttft for row in rows], [row.e2e for row in rows], [row.itl for row in rows]
+    rates = [row.state.rate * count for row, count in groups]
+    total = sum(rates)
+    if len(groups) == 1:
+        means: Sequence[float] = groups[0][0].means
+        late: Sequence[float] = groups[0][0].late
+    else:
+        shares = [rate / total for rate in rates]
+        means = [
+            sum([share * value for share, value in zip(shares, values, strict=True)])
+            for values in zip(*(row.means for row, _ in groups), strict=True)
+        ]
+        late = [
+            _beyond(values, shares, beyond)
+            for values, beyond in zip(zip(*(row.late for row, _ in groups), strict=True), _BEYOND, strict=True)
+        ]
     return Prediction(
         requests_per_second=total,
         capacity=replicas * capacity,
-        running=sum(row.state.running * count for row, count in groups) / replicas,
-        waiting=sum(row.state.waiting * count for row, count in groups) / replicas,
-        queue_mean_seconds=mean([row.wait.mean for row in rows]),
-        ttft_mean_seconds=mean([v.mean for v in ttfts]),
-        ttft_p50_seconds=quantile([v.p50 for v in ttfts], 0.5),
-        ttft_p95_seconds=quantile([v.p95 for v in ttfts], 0.05),
-        itl_mean_seconds=mean([v.mean for v in gaps]),
-        itl_p50_seconds=quantile([v.p50 for v in gaps], 0.5),
-        itl_p95_seconds=quantile([v.p95 for v in gaps], 0.05),
-        e2e_mean_seconds=mean([v.mean for v in e2es]),
-        e2e_p50_seconds=quantile([v.p50 for v in e2es], 0.5),
-        e2e_p95_seconds=quantile([v.p95 for v in e2es], 0.05),
-        saturated=any(row.state.saturated for row in rows),
+        running=sum([row.state.running * count for row, count in groups]) / replicas,
+        waiting=sum([row.state.waiting * count for row, count in groups]) / replicas,
+        queue_mean_seconds=means[0],
+        ttft_mean_seconds=means[1],
+        ttft_p50_seconds=late[0],
+        ttft_p95_seconds=late[1],
+        itl_mean_seconds=means[2],
+        itl_p50_seconds=late[2],
+        itl_p95_seconds=late[3],
+        e2e_mean_seconds=means[3],
+        e2e_p50_seconds=late[4],
+        e2e_p95_seconds=late[5],
+        saturated=any(row.state.saturated for row, _ in groups),
     )
+
+
+def _beyond(values: Sequence[float], shares: Sequence[float], beyond: float) -> float:
+    """The value that all but `beyond` of the requests stay under, a group's own quantile standing for the group."""
+    if len(values) == 2:
+        upper = 0 if values[0] >= values[1] else 1
+        return values[upper if shares[upper] > beyond else 1 - upper]
+    ordered = sorted(zip(values, shares, strict=True), reverse=True)
+    for value, share in ordered:
+        beyond -= share
+        if beyond < 0:
+            return value
+    return ordered[-1][0]
 
 
 def first_token_seconds(timing: Timing, traffic: Traffic, running: float) -> float:

@@ -148,16 +148,28 @@ def timing_for(
     Raises InputError for names the catalog does not know.
     """
     known = catalog()
-    return build(
+    served, weights, card = known.model(model), known.quantization(quantization), known.gpu(gpu)
+    memory = memory_for(
         engine=known.engine(engine),
-        model=known.model(model),
-        quantization=known.quantization(quantization),
-        gpu=known.gpu(gpu),
+        model=served,
+        quantization=weights,
+        gpu=card,
         mig_profile=mig_profile,
         tensor=tensor,
         pipeline=pipeline,
         kv_cache=kv_cache,
         context_tokens=context_tokens,
+    )
+    return build(
+        engine=known.engine(engine),
+        model=served,
+        quantization=weights,
+        gpu=card,
+        slots=memory.max_slots,
+        mig_profile=mig_profile,
+        tensor=tensor,
+        pipeline=pipeline,
+        kv_cache=kv_cache,
     )
 
 
@@ -167,24 +179,13 @@ def build(
     model: CatalogModel,
     quantization: Quantization,
     gpu: Gpu,
+    slots: int,
     mig_profile: str | None = None,
     tensor: int = 1,
     pipeline: int = 1,
     kv_cache: str = "f16",
-    context_tokens: int = 2048,
 ) -> Timing:
-    """The terms of the step for entries of a catalog (see the module's docstring)."""
-    memory = memory_for(
-        engine=engine,
-        model=model,
-        quantization=quantization,
-        gpu=gpu,
-        mig_profile=mig_profile,
-        tensor=tensor,
-        pipeline=pipeline,
-        kv_cache=kv_cache,
-        context_tokens=context_tokens,
-    )
+    """The terms of the step for entries of a catalog (see the module's docstring); `slots`: that memory holds."""
     profile = gpu.mig[mig_profile] if mig_profile else None
     bandwidth = gpu.bandwidth * engine.bandwidth_efficiency * tensor * (profile.bandwidth_share if profile else 1.0)
     peak = gpu.flops.get(quantization.arithmetic, gpu.flops["bf16"])
@@ -204,7 +205,7 @@ def build(
     hops = (2 * model.layers * gpu.hop if tensor > 1 else 0.0) + (pipeline - 1) * _NETWORK_HOP_SECONDS
     stages = pipeline if engine.id == "vllm" else 1
     return Timing(
-        slots=memory.max_slots,
+        slots=slots,
         load_seconds=weights_bytes(model, quantization) / (engine.disk_gb_per_second * 1e9),
         start_seconds=engine.start_seconds,
         overhead=engine.step_overhead_seconds + hops,

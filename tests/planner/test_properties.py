@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import planner
-from stacks import Tokens, Traffic
+from stacks import Fleet, Nodes, Objectives, Tokens, Traffic, load_release
 
 CATALOG = planner.catalog()
 MODELS = st.sampled_from(sorted(CATALOG.models))
 GPUS = st.sampled_from(sorted(CATALOG.gpus))
+RELEASE = load_release("gemma-3-4b-ollama-8")
 PAIRS = st.sampled_from([(e, q.id) for q in CATALOG.quantizations.values() for e in q.engines])
 
 
@@ -64,6 +65,9 @@ def test_more_users_never_lower_latency(
 
 
 @settings(max_examples=60, deadline=None)
+# Waiting so rare or so short that its square is no number any more.
+@example("gemma-3-4b-it", "nvidia-l4", ("ollama", "q4-k-m"), 0.1, 16, 64, "poisson", 0.0)
+@example("gemma-3-4b-it", "nvidia-l4", ("ollama", "q4-k-m"), 2.0, 1, 8, "constant", 1e-160)
 @given(
     MODELS,
     GPUS,
@@ -114,7 +118,7 @@ def test_slices_never_add_up_to_more_than_the_card(pair: tuple[str, str]) -> Non
 
 @settings(max_examples=25, deadline=None)
 @given(MODELS, GPUS, PAIRS, st.integers(1, 2000))
-def test_cost_grows_with_nodes_and_auto_slots_always_fit(
+def test_choices_cost_their_nodes_and_the_front_trades_cost_for_latency(
     model: str, gpu: str, pair: tuple[str, str], users: int
 ) -> None:
     search = planner.Search(
@@ -126,11 +130,62 @@ def test_cost_grows_with_nodes_and_auto_slots_always_fit(
     )
     found = planner.choices(search)
     assume(found)
+    book = planner.price_book()
     for choice in found:
         assert 1 <= choice.slots <= 512
-        assert choice.cost_per_hour == pytest.approx(choice.nodes * (choice.cost_per_hour / choice.nodes))
+        price = float(book.price(choice.machine_type, region="us-central1").on_demand)
+        assert choice.cost_per_hour == pytest.approx(choice.nodes * price)
     front = planner.frontier(search)
     costs = [choice.cost_per_hour for choice in front]
     latencies = [choice.predicted["e2e_p95_seconds"] for choice in front]
     assert costs == sorted(costs)
     assert latencies == sorted(latencies, reverse=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([m.id for m in CATALOG.machines.values() if m.gpu == "nvidia-l4"]),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.booleans(),
+    st.integers(1, 3000),
+)
+def test_cost_never_falls_with_nodes_and_neither_does_throughput(
+    machine: str, nodes: int, more: int, spot: bool, users: int
+) -> None:
+    def planned(count: int) -> planner.Plan:
+        fleet = Fleet(machine_type=machine, nodes=Nodes(min=count, max=count), spot=spot)
+        return planner.plan_for(release=RELEASE, fleet=fleet, traffic=closed(users, 0.0, 64))
+
+    few, many = planned(nodes), planned(nodes + more)
+    assert many.cost_per_hour_expected_usd > few.cost_per_hour_expected_usd
+    assert many.cost_per_month_usd > few.cost_per_month_usd
+    assert many.cost_per_hour_expected_usd / (nodes + more) == pytest.approx(few.cost_per_hour_expected_usd / nodes)
+    assert many.predicted["requests_per_second"] >= few.predicted["requests_per_second"] * (1 - 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    MODELS,
+    st.integers(1, 3000),
+    st.sampled_from([0.0, 10.0]),
+    st.floats(0.5, 30),
+    st.sampled_from([None, "ttft_p95_seconds", "e2e_p95_seconds", "cost_per_million_tokens_usd"]),
+    st.sampled_from([None, 20.0, 200.0]),
+)
+def test_the_cheapest_is_the_first_of_all_choices(
+    model: str, users: int, think: float, limit: float, promise: str | None, budget: float | None
+) -> None:
+    search = planner.Search(
+        model=model,
+        traffic=closed(users, think, 64),
+        objectives=Objectives.model_validate({promise: limit}) if promise else None,
+        budget=budget,
+        gpus=["l4", "h100"],
+    )
+    first, cheapest = next(iter(planner.choices(search)), None), planner.cheapest(search)
+    assert (first is None) is (cheapest is None)
+    if first is not None and cheapest is not None:
+        assert len(cheapest.unmet) == len(first.unmet)
+        assert cheapest.cost_per_hour == pytest.approx(first.cost_per_hour)
+        assert cheapest.predicted["e2e_p95_seconds"] == pytest.approx(first.predicted["e2e_p95_seconds"])
