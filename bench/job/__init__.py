@@ -2,6 +2,6 @@
 
 from ._config import JobConfig, load
 from ._kube import ConfigMaps
-from ._main import line, main, milliseconds
+from ._main import main
 
-__all__ = ["ConfigMaps", "JobConfig", "line", "load", "main", "milliseconds"]
+__all__ = ["ConfigMaps", "JobConfig", "load", "main"]

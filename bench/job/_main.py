@@ -16,6 +16,7 @@ from pathlib import Path
 import stacks
 
 from .. import load as generator
+from ..report import line, milliseconds
 from ..results import Result
 from ._config import JobConfig, load
 from ._kube import ConfigMaps
@@ -91,24 +92,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def line(now: generator.Progress) -> str:
-    """Progress as one line of a log."""
-    if now.phase == "probe":
-        return f"probe | eta {now.eta:.0f} s"
-    parts = [
-        f"run {now.run}/{now.runs} {now.phase}",
-        f"{now.rate:.1f} req/s",
-        f"{now.concurrency} in flight",
-        f"ttft p50 {milliseconds(now.ttft_p50)} p95 {milliseconds(now.ttft_p95)}",
-        f"e2e p50 {milliseconds(now.e2e_p50)} p95 {milliseconds(now.e2e_p95)}",
-        f"ok {now.ok} failed {now.failed}",
-        f"eta {now.eta:.0f} s",
-    ]
-    if now.errors:
-        parts.insert(-1, " ".join(f"{kind}={count}" for kind, count in now.errors.items()))
-    return " | ".join(parts)
-
-
 def summary(metrics: dict[str, float]) -> str:
     """The few numbers that are asked for first."""
     ttft, e2e = metrics.get("ttft_p95_seconds", math.nan), metrics.get("e2e_p95_seconds", math.nan)
@@ -117,15 +100,6 @@ def summary(metrics: dict[str, float]) -> str:
         f"{metrics.get('output_tokens_per_second', 0):.0f} tokens/s, "
         f"ttft p95 {milliseconds(ttft)}, e2e p95 {milliseconds(e2e)}, errors {metrics.get('error_rate', 0):.2%}"
     )
-
-
-def milliseconds(seconds: float) -> str:
-    """`seconds` for people: ms below one second; `-` for nan."""
-    if seconds != seconds:
-        return "-"
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _end(text: str, code: int) -> int:

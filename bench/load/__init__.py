@@ -1,28 +1,46 @@
 """The load generator: sends like users do, times every token, and says when the client was too slow to know."""
 
 from ._arrivals import Closed, Load, Open, Stage, of_traffic
+from ._crew import Crew, Crews, Local
 from ._histogram import Histogram
-from ._measure import Costs
-from ._probe import Facts, facts, wait
-from ._prompts import Ask, SharedPrefix, Source, Synthetic
+from ._measure import Costs, Watch
+from ._observe import Observer, Prometheus, Scrape, scraped
+from ._part import Part, Span
+from ._probe import Facts, facts, get, wait
+from ._prompts import Ask, Conversation, SharedPrefix, Source, Synthetic
+from ._raw import RawFile
 from ._replay import Conversations, Trace, read_dialogues, read_trace
-from ._run import Progress, Settings, Stopper, run, tool_version
+from ._run import Progress, Settings, Stopper, orders, run, tool_version
+from ._scenario import Scenario, stages_of
 from ._sweep import Step, Sweep, sweep
 from ._wire import Target
+from ._workers import Snapshot
 
 __all__ = [
     "Ask",
     "Closed",
+    "Conversation",
     "Conversations",
     "Costs",
+    "Crew",
+    "Crews",
     "Facts",
     "Histogram",
     "Load",
+    "Local",
+    "Observer",
     "Open",
+    "Part",
     "Progress",
+    "Prometheus",
+    "RawFile",
+    "Scenario",
+    "Scrape",
     "Settings",
     "SharedPrefix",
+    "Snapshot",
     "Source",
+    "Span",
     "Stage",
     "Step",
     "Stopper",
@@ -30,11 +48,16 @@ __all__ = [
     "Synthetic",
     "Target",
     "Trace",
+    "Watch",
     "facts",
+    "get",
     "of_traffic",
+    "orders",
     "read_dialogues",
     "read_trace",
     "run",
+    "scraped",
+    "stages_of",
     "sweep",
     "tool_version",
     "wait",

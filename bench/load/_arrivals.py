@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import stacks
 
@@ -14,17 +14,23 @@ import stacks
 class Closed:
     """`users` people, each waiting for the reply and then `think_seconds` before asking again.
 
-    `ramp_seconds`: over which they begin, evenly, so that they do not march in step for ever after.
+    `ramp_seconds`: over which they begin, evenly, so that they do not march in step for ever after. `requests`: a batch of
+    so many in all, after which nothing more is sent; None: for ever.
     """
 
     users: int
     think_seconds: float = 0.0
     ramp_seconds: float = 0.0
+    requests: int | None = None
 
     def part(self, number: int, of: int) -> Closed:
         """The share of one of several workers."""
-        share = self.users // of + (1 if number < self.users % of else 0)
-        return Closed(users=share, think_seconds=self.think_seconds, ramp_seconds=self.ramp_seconds)
+        batch = None if self.requests is None else _share(self.requests, number, of)
+        return replace(self, users=_share(self.users, number, of), requests=batch)
+
+
+def _share(whole: int, number: int, of: int) -> int:
+    return whole // of + (1 if number < whole % of else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +44,17 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """Arrivals that do not wait for replies, at the rate of `stages`, the last of which goes on for ever.
+    """Arrivals that do not wait for replies, at the rate of `stages`, the last of which goes on for `seconds` after all.
 
     `cv`: coefficient of variation of the gaps: 0 constant, 1 Poisson, above that bursts (gamma-distributed gaps).
-    `moments`: seconds at which to send instead (trace replay); rates are then ignored.
+    `moments`: seconds at which to send instead (trace replay); rates are then ignored. `seconds`: when it all ends.
     """
 
     stages: tuple[Stage, ...] = ()
     cv: float = 1.0
     seed: int = 1
     moments: tuple[float, ...] = ()
+    seconds: float = math.inf
 
     @classmethod
     def steady(cls, rate: float, *, cv: float = 1.0, seed: int = 1) -> Open:
@@ -66,10 +73,10 @@ class Open:
         if of == 1:
             return self
         scaled = tuple(Stage(seconds=s.seconds, start=s.start / of, end=s.end / of) for s in self.stages)
-        return Open(stages=scaled, cv=self.cv, seed=self.seed * 1009 + number, moments=self.moments[number::of])
+        return replace(self, stages=scaled, seed=self.seed * 1009 + number, moments=self.moments[number::of])
 
     def times(self) -> Iterator[float]:
-        """Seconds from the start, rising; endless but for a replay.
+        """Seconds from the start, rising; endless but for a replay and where `seconds` says when it ends.
 
         Gaps are drawn for a rate of 1 and mapped through the inverse of the rate's integral (time-rescaling), which
         keeps a Poisson process one while its rate changes.
@@ -91,7 +98,10 @@ class Open:
                 begun += _area(stages[index])
                 offset += stages[index].seconds
                 index += 1
-            yield offset + _inverse(stages[index], total - begun, index == len(stages) - 1)
+            moment = offset + _inverse(stages[index], total - begun, index == len(stages) - 1)
+            if moment > self.seconds:
+                return
+            yield moment
             if self.cv == 0:
                 total += 1.0
 

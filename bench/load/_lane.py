@@ -1,7 +1,8 @@
 """One connection to the service, and at most one request on it at a time.
 
 The hot path is `data_received`: take the time, let the HTTP parser (C) find the end of the message, count the frames.
-Nothing else is looked at before the first token or after it until the reply is complete.
+Nothing else is looked at before the first token or after it until the reply is complete. A reply that is not streamed and
+came whole in one read, as nearly all do, needs no parser: its head says how long it is, and heads repeat.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from array import array
 from itertools import pairwise
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -22,15 +24,19 @@ if TYPE_CHECKING:
     from ._session import Session
 
 _MAX_REPLY_TAIL_READ = TAIL_BYTES // 2
+_NAN = float("nan")
+# What a request begins with; never written to, so that an idle connection has none of its own.
+_NO_TIMES: array[float] = array("d")
+_NO_COUNTS: array[int] = array("H")
 
 
 class Lane(asyncio.Protocol):
     """A connection, opened when first needed and kept alive; once `dead`, another takes its place."""
 
     __slots__ = (
-        "_carry", "_counts", "_edge", "_keep", "_marker", "_parser", "_rows", "_session", "_status", "_stream", "_tail",
-        "_times", "busy", "complete", "dead", "fresh", "payload", "retries", "scheduled", "sent", "transport",
-        "user",
+        "_carry", "_counts", "_edge", "_heads", "_keep", "_known", "_marker", "_parser", "_plain", "_rows", "_session",
+        "_status", "_stream", "_tail", "_times", "busy", "complete", "dead", "fresh", "payload", "retries", "scheduled",
+        "sent", "transport", "user",
     )  # fmt: skip
 
     def __init__(self, session: Session, user: int) -> None:
@@ -41,6 +47,8 @@ class Lane(asyncio.Protocol):
         self._keep = False
         # Kept at hand: one attribute instead of three, for every request.
         self._rows = session.records.rows
+        self._plain = not session.wire.stream and not session.reconnect
+        self._heads, self._known = session.wire.heads, session.wire.known
         self._parser: httptools.HttpResponseParser | None = None
         self.transport: asyncio.Transport | None = None
         self.user = user
@@ -55,8 +63,8 @@ class Lane(asyncio.Protocol):
         self._status = 0
         self._tail = b""
         self._carry = b""
-        self._times: list[float] = []
-        self._counts: list[int] = []
+        self._times = _NO_TIMES
+        self._counts = _NO_COUNTS
 
     def start(self, payload: bytes, scheduled: float) -> None:
         """Send a request that was due at `scheduled`; its outcome goes to `Session.finished`, once."""
@@ -70,6 +78,13 @@ class Lane(asyncio.Protocol):
         else:
             self.fresh = False
             self.transport.write(payload)
+
+    def start_again(self, payload: bytes) -> None:
+        """`start` on a connection that is up and on which nothing is left of the request before."""
+        self.payload = payload
+        self.busy = True
+        self.scheduled = self.sent = monotonic()
+        self.transport.write(payload)  # type: ignore[union-attr]
 
     def take_over(self, lane: Lane) -> None:
         """Send once more what was in flight on another connection; its clock keeps running."""
@@ -113,6 +128,13 @@ class Lane(asyncio.Protocol):
             # Bytes that nobody asked for: the connection cannot be trusted to be in step any more.
             self.close()
             return
+        if self._plain and not self._tail and not self.retries:
+            head = data[: data.find(b"\r\n\r\n")]
+            length = self._heads.get(head)
+            if length is None:
+                length = self._session.wire.body_bytes(head)
+            if length >= 0 and len(data) == len(head) + 4 + length and self._whole(data, now):
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -127,14 +149,35 @@ class Lane(asyncio.Protocol):
             else:
                 count = self._first_tokens(self._carry + data)
             if count:
+                if not self._times:
+                    self._times, self._counts = array("d"), array("H")
                 self._times.append(now)
                 self._counts.append(count)
         if not self._tail or len(data) >= _MAX_REPLY_TAIL_READ:
             self._tail = data[-TAIL_BYTES:]
+        elif len(self._tail) < _MAX_REPLY_TAIL_READ:
+            self._tail += data
         else:
-            self._tail = (self._tail + data)[-TAIL_BYTES:]
+            # Cut only now and then: every read would copy all of it.
+            self._tail = self._tail[-TAIL_BYTES // 4 :] + data
         if self.complete:
             self._completed(now)
+
+    def _whole(self, data: bytes, now: float) -> bool:
+        """Keep a reply that came in one read; False where it is none and has to be looked at with care."""
+        reply = self._known.get(data[data.rfind(b'"usage"') :])
+        if reply is None:
+            reply = self._session.wire.reply(data[-TAIL_BYTES:])
+            if reply.problem:
+                return False
+        self.busy = False
+        rows = self._rows
+        rows += pack_row(
+            self.scheduled, self.sent, 0.0, 0.0, now, reply.tokens_in, max(0, reply.tokens_out), 0, 0, 0, OK, 0,
+            reply.queued, reply.cached,
+        )  # fmt: skip
+        self._session.answered(self, now)
+        return True
 
     def eof_received(self) -> None:
         return None
@@ -207,21 +250,9 @@ class Lane(asyncio.Protocol):
         self.busy = False
         rows = self._rows
         rows += pack_row(
-            self.scheduled,
-            self.sent,
-            0.0,
-            0.0,
-            now,
-            reply.tokens_in,
-            max(0, reply.tokens_out),
-            0,
-            0,
-            0,
-            OK,
-            self.retries,
-        )
-        if reply.queued == reply.queued:
-            self._session.records.queued.append(reply.queued)
+            self.scheduled, self.sent, 0.0, 0.0, now, reply.tokens_in, max(0, reply.tokens_out), 0, 0, 0, OK,
+            self.retries, reply.queued, reply.cached,
+        )  # fmt: skip
         self._session.finished(self, now, OK)
 
     def _record_stream(self, now: float, reply: Reply) -> None:
@@ -242,16 +273,12 @@ class Lane(asyncio.Protocol):
         records = self._session.records
         if gaps > 0:
             records.gaps.extend([b - a for a, b in pairwise(times)])
-        if reply.queued == reply.queued:
-            records.queued.append(reply.queued)
-        if reply.cached != UNKNOWN:
-            records.cached.append(reply.cached)
         self.busy = False
         first, last = (times[0], times[-1]) if times else (0.0, 0.0)
         rows = self._rows
         rows += pack_row(
             self.scheduled, self.sent, first, last, now, reply.tokens_in, tokens_out, frames, max(0, gaps),
-            frames - gaps - 1 if frames else 0, OK, self.retries,
+            frames - gaps - 1 if frames else 0, OK, self.retries, reply.queued, reply.cached,
         )  # fmt: skip
         self._session.finished(self, now, OK)
 
@@ -262,8 +289,9 @@ class Lane(asyncio.Protocol):
         first, last = (self._times[0], self._times[-1]) if self._times else (0.0, 0.0)
         rows = self._rows
         rows += pack_row(
-            self.scheduled, self.sent, first, last, now, UNKNOWN, UNKNOWN, sum(self._counts), 0, 0, status, self.retries
-        )
+            self.scheduled, self.sent, first, last, now, UNKNOWN, UNKNOWN, sum(self._counts), 0, 0, status, self.retries,
+            _NAN, UNKNOWN,
+        )  # fmt: skip
         self._session.finished(self, now, status, retry_after)
 
 

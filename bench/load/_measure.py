@@ -1,4 +1,4 @@
-"""From the rows of a window to a `Run`."""
+"""From what all processes saw of a window to a `Run`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 import stacks
 
 from ..results import Run
-from ._histogram import Histogram
-from ._recorder import CUT, OK, Records
+from ._part import Part, Span
 from ._steady import Series
 from ._workers import Outcome
 
@@ -24,17 +23,7 @@ _FEWEST = 20
 # Beyond these the client, not the service, made the latency: of one processor core, and of the shortest p95 that is judged.
 _CPU_SHARE, _DELAY_SHARE, _DELAY_SECONDS = 0.95, 0.05, 0.02
 _RISE = 0.15
-_STEPS = 120
-_SERIES = (
-    "seconds",
-    "requests_per_second",
-    "errors_per_second",
-    "concurrency",
-    "ttft_p50_seconds",
-    "ttft_p95_seconds",
-    "e2e_p50_seconds",
-    "e2e_p95_seconds",
-)
+_LATENCIES = ("e2e", "ttft", "itl", "itl_request", "tpot", "queue")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +36,30 @@ class Watch:
     retries: int
     connections: int
 
+    def worst(self, other: Watch) -> Watch:
+        """Of two processes: the worse of each, and the sum of what is counted."""
+        return Watch(
+            cpu_share=max(self.cpu_share, other.cpu_share),
+            loop_delay_p99=max(self.loop_delay_p99, other.loop_delay_p99),
+            schedule_lag_p99=max(self.schedule_lag_p99, other.schedule_lag_p99),
+            retries=self.retries + other.retries,
+            connections=self.connections + other.connections,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """`start`, `end`: monotonic seconds; `began`: when the load began; `started`: the same moment for people.
+    """`span`: what is measured; `started`: when the load began, for people.
 
-    `settled`: whether the end of warm-up was found; `interrupted`: whether someone stopped the run.
+    `settled`: whether the end of warm-up was found; `interrupted`: whether someone stopped the run; `whole`: whether all
+    of a batch or a replay was measured, slow beginning included.
     """
 
-    began: float
-    start: float
-    end: float
+    span: Span
     started: datetime
     settled: bool = True
     interrupted: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,68 +78,62 @@ def percentile(values: NDArray[Any], share: float) -> float:
     return float(np.partition(values, rank)[rank])
 
 
-def measure(records: Records, window: Window, watch: Watch, costs: Costs, series: Series | None) -> Run:
-    """One sample from all that ended within [start, end) and what was in flight when it closed.
+def measure(
+    part: Part,
+    window: Window,
+    watch: Watch,
+    costs: Costs,
+    series: Series | None,
+    more: dict[str, float] | None = None,
+) -> Run:
+    """One sample. `more`: metrics of the caller's own.
 
-    In a steady state the requests that end in a window are a fair sample of all, however long each takes; those that
-    begin in it would be one only if the load went on until the last of them had its answer.
+    Percentiles are those of the values themselves where the part still has them, else of its histograms (within 0.5 %).
     """
-    table = records.table()
-    seconds = window.end - window.start
-    inside = (table["end"] >= window.start) & (table["end"] < window.end) & (table["status"] != CUT)
-    ended = table[inside]
-    good = ended[ended["status"] == OK]
-    cut = int(((table["sent"] < window.end) & ((table["status"] == CUT) | (table["end"] >= window.end))).sum())
-    ok, failed = len(good), len(ended) - len(good)
-    families = {"e2e_seconds": Histogram.of(good["end"] - good["scheduled"])}
+    seconds = window.span.end - window.span.start
+    counts = part.counts
+    ok, failed, cut = (int(counts[name]) for name in ("ok", "failed", "cut"))
     metrics: dict[str, float] = {
         "requests_per_second": ok / seconds,
-        "error_rate": failed / len(ended) if len(ended) else 0.0,
-        "concurrency_mean": _concurrency(table, window),
+        "error_rate": failed / (ok + failed) if ok + failed else 0.0,
+        "concurrency_mean": counts["busy_seconds"] / seconds,
     }
-    _latency(metrics, "e2e", good["end"] - good["scheduled"])
+    for family in _LATENCIES:
+        _latency(metrics, part, family)
     if ok:
-        metrics["output_tokens_per_second"] = float(good["tokens_out"].sum()) / seconds
-        metrics["output_tokens_mean"] = float(good["tokens_out"].mean())
-        told = good["tokens_in"][good["tokens_in"] >= 0]
-        if len(told):
-            metrics["input_tokens_mean"] = float(told.mean())
+        metrics["output_tokens_per_second"] = counts["tokens_out"] / seconds
+        metrics["output_tokens_mean"] = counts["tokens_out"] / ok
+        if counts["told_in"]:
+            metrics["input_tokens_mean"] = counts["tokens_in"] / counts["told_in"]
             metrics["input_tokens_per_second"] = metrics["input_tokens_mean"] * ok / seconds
+        if counts["cached_of"]:
+            metrics["prefix_cache_hit_rate"] = counts["cached"] / counts["cached_of"]
         if costs.per_hour_usd is not None and metrics["output_tokens_per_second"] > 0:
-            per_second = metrics["output_tokens_per_second"]
-            metrics["cost_per_million_tokens_usd"] = costs.per_hour_usd / (per_second * 3600) * 1e6
-    streamed = good[good["first"] > 0]
-    if len(streamed):
-        first = streamed["first"] - streamed["scheduled"]
-        families["ttft_seconds"] = Histogram.of(first)
-        _latency(metrics, "ttft", first)
-        gaps, together = _gaps(records, table, inside)
-        if len(gaps) + together:
-            families["itl_seconds"] = Histogram.of(gaps, together)
-            _latency(metrics, "itl", np.concatenate([gaps.astype(np.float64), np.zeros(together)]))
-        several = streamed[streamed["tokens_out"] > 1]
-        if len(several):
-            per_token = (several["last"] - several["first"]) / (several["tokens_out"] - 1)
-            families["tpot_seconds"] = Histogram.of(per_token)
-            _latency(metrics, "tpot", per_token)
-    queued = np.array(records.queued)
-    if len(queued):
-        metrics["queue_mean_seconds"] = float(queued.mean())
-    if costs.objectives is not None:
-        share = _goodput(good, costs.objectives)
-        if share is not None and len(ended):
-            metrics["goodput"] = share * ok / len(ended)
-            metrics["goodput_requests_per_second"] = share * ok / seconds
-    because = _invalid(window, watch, costs, metrics, ok, failed, records, series)
+            metrics["cost_per_million_tokens_usd"] = (
+                costs.per_hour_usd / (metrics["output_tokens_per_second"] * 3600) * 1e6
+            )
+    if _promised(costs.objectives) and ok + failed:
+        metrics["goodput"] = counts["kept"] / (ok + failed)
+        metrics["goodput_requests_per_second"] = counts["kept"] / seconds
+    over_time = _series(part, window.span)
+    inside = [
+        value
+        for value, end in zip(over_time["concurrency"], over_time["seconds"], strict=True)
+        if value is not None and end is not None and end > window.span.start
+    ]
+    metrics["concurrency_max"] = max([*inside, metrics["concurrency_mean"]])
+    metrics |= more or {}
+    because = _invalid(window, watch, costs, metrics, part, series)
     return Run(
         started=window.started,
         seconds=seconds,
-        warmup_seconds=max(0.0, window.start - window.began),
+        warmup_seconds=max(0.0, window.span.start),
+        warmup=_warmup(part, window.span),
         sent=ok + failed + cut,
         ok=ok,
         failed=failed,
         cut=cut,
-        errors=_errors(records, ended),
+        errors=part.errors,
         metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
         valid=not because,
         invalid_because=because,
@@ -151,80 +144,63 @@ def measure(records: Records, window: Window, watch: Watch, costs: Costs, series
             "retries": float(watch.retries),
             "connections": float(watch.connections),
         },
-        histograms={name: histogram.to_dict() for name, histogram in families.items()},
-        series=_over_time(table, window),
+        histograms={
+            name: part.families[name].to_dict()
+            for name in (f"{family}_seconds" for family in _LATENCIES)
+            if name in part.families
+        },
+        series=over_time,
     )
 
 
-def _over_time(table: NDArray[Any], window: Window) -> dict[str, tuple[float | None, ...]]:
-    """Rate, errors, requests in flight and percentiles per step, in at most 120 steps of at least a second."""
-    span = window.end - window.began
-    steps = max(1, min(_STEPS, int(span)))
-    edges = window.began + np.linspace(0.0, span, steps + 1)
-    ended = table[table["status"] != CUT]
-    step = np.searchsorted(edges, ended["end"], side="right") - 1
-    columns: dict[str, list[float | None]] = {name: [] for name in _SERIES}
-    for number in range(steps):
-        here = ended[step == number]
-        good = here[here["status"] == OK]
-        latency = good["end"] - good["scheduled"]
-        first = (good["first"] - good["scheduled"])[good["first"] > 0]
-        low, high = edges[number], edges[number + 1]
-        spent = np.minimum(table["end"], high) - np.maximum(table["sent"], low)
-        columns["seconds"].append(float(high - window.began))
-        columns["requests_per_second"].append(len(good) / float(high - low))
-        columns["errors_per_second"].append((len(here) - len(good)) / float(high - low))
-        columns["concurrency"].append(float(np.maximum(spent, 0.0).sum()) / float(high - low))
-        for family, values in (("ttft", first), ("e2e", latency)):
-            for name, share in (("p50", 0.5), ("p95", 0.95)):
-                columns[f"{family}_{name}_seconds"].append(percentile(values, share) if len(values) else None)
-    return {name: tuple(values) for name, values in columns.items()}
-
-
-def _latency(metrics: dict[str, float], family: str, values: NDArray[Any]) -> None:
-    if not len(values):
+def _latency(metrics: dict[str, float], part: Part, family: str) -> None:
+    name = f"{family}_seconds"
+    histogram = part.families.get(name)
+    if histogram is None or not histogram.count:
         return
-    metrics[f"{family}_mean_seconds"] = float(values.mean())
-    for name, share in _SHARES:
-        metrics[f"{family}_{name}_seconds"] = percentile(values, share)
-    metrics[f"{family}_max_seconds"] = float(values.max())
+    values = part.exact.get(name) if part.exact is not None else None
+    metrics[f"{family}_mean_seconds"] = histogram.mean
+    for label, share in _SHARES:
+        exact = percentile(values, share) if values is not None else histogram.quantile(share)
+        metrics[f"{family}_{label}_seconds"] = exact
+    metrics[f"{family}_max_seconds"] = histogram.quantile(1.0)
 
 
-def _gaps(records: Records, table: NDArray[Any], inside: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """The gaps between reads of the good requests within the window, and how many tokens came with the one before."""
-    wanted = inside & (table["status"] == OK)
-    owner = np.repeat(wanted, table["gaps"])
-    return np.frombuffer(records.gaps, dtype=np.float32)[owner], int(table["together"][wanted].sum())
+def _warmup(part: Part, span: Span) -> dict[str, float]:
+    """What came before the window, apart from what counts."""
+    if span.start <= 0:
+        return {}
+    known = {"ok": part.counts["warm_ok"], "failed": part.counts["warm_failed"]}
+    known["requests_per_second"] = known["ok"] / span.start
+    latency = part.families["warm_e2e_seconds"]
+    if latency.count:
+        known |= {"e2e_mean_seconds": latency.mean, "e2e_p95_seconds": latency.quantile(0.95)}
+    return known
 
 
-def _concurrency(table: NDArray[Any], window: Window) -> float:
-    """Requests in flight, averaged over the window: the time that requests spent in it over its length."""
-    spent = np.minimum(table["end"], window.end) - np.maximum(table["sent"], window.start)
-    return float(np.maximum(spent, 0.0).sum()) / (window.end - window.start)
+def _series(part: Part, span: Span) -> dict[str, tuple[float | None, ...]]:
+    """Rate, errors, requests in flight and percentiles per step."""
+    edges = span.edges
+    length = float(edges[1] - edges[0])
+
+    def shares(histograms: Sequence[Any], share: float) -> tuple[float | None, ...]:
+        return tuple(each.quantile(share) if each.count else None for each in histograms)
+
+    return {
+        "seconds": tuple(float(edge) for edge in edges[1:]),
+        "requests_per_second": tuple(part.steps[0] / length),
+        "errors_per_second": tuple(part.steps[1] / length),
+        "concurrency": tuple(part.steps[2] / length),
+        "ttft_p50_seconds": shares(part.step_ttft, 0.5),
+        "ttft_p95_seconds": shares(part.step_ttft, 0.95),
+        "e2e_p50_seconds": shares(part.step_e2e, 0.5),
+        "e2e_p95_seconds": shares(part.step_e2e, 0.95),
+    }
 
 
-def _goodput(good: NDArray[Any], objectives: stacks.Objectives) -> float | None:
-    """The share of the good requests that each kept every latency that is promised; None when none is promised.
-
-    The limit promised for a p95 is what a request is held to; for the inter-token latency, its own mean gap is.
-    """
-    kept = np.ones(len(good), dtype=bool)
-    if objectives.e2e_p95_seconds is not None:
-        kept &= good["end"] - good["scheduled"] <= objectives.e2e_p95_seconds
-    if objectives.ttft_p95_seconds is not None:
-        kept &= (good["first"] > 0) & (good["first"] - good["scheduled"] <= objectives.ttft_p95_seconds)
-    if objectives.itl_p95_seconds is not None:
-        gaps = np.maximum(1, good["frames"] - 1)
-        kept &= (good["first"] > 0) & ((good["last"] - good["first"]) / gaps <= objectives.itl_p95_seconds)
-    promised = (objectives.e2e_p95_seconds, objectives.ttft_p95_seconds, objectives.itl_p95_seconds)
-    if all(limit is None for limit in promised):
-        return None
-    return float(kept.mean()) if len(good) else 0.0
-
-
-def _errors(records: Records, ended: NDArray[Any]) -> dict[str, int]:
-    numbers, counts = np.unique(ended["status"][ended["status"] > 0], return_counts=True)
-    return {records.kinds[int(n) - 1]: int(c) for n, c in zip(numbers, counts, strict=True)}
+def _promised(objectives: stacks.Objectives | None) -> bool:
+    limits = ("e2e_p95_seconds", "ttft_p95_seconds", "itl_p95_seconds")
+    return objectives is not None and any(getattr(objectives, name) is not None for name in limits)
 
 
 def _shortest(metrics: dict[str, float], objectives: stacks.Objectives | None) -> float:
@@ -238,22 +214,16 @@ def _shortest(metrics: dict[str, float], objectives: stacks.Objectives | None) -
 
 
 def _invalid(
-    window: Window,
-    watch: Watch,
-    costs: Costs,
-    metrics: dict[str, float],
-    ok: int,
-    failed: int,
-    records: Records,
-    series: Series | None,
+    window: Window, watch: Watch, costs: Costs, metrics: dict[str, float], part: Part, series: Series | None
 ) -> str:
     """Why the window is no sample of the service, or nothing."""
     if window.interrupted:
         return "interrupted: what was measured until then is reported"
+    ok, failed = int(part.counts["ok"]), int(part.counts["failed"])
     if not ok:
-        kinds = ", ".join(sorted(records.kinds)) or "nothing was answered"
+        kinds = ", ".join(sorted(part.kinds)) or "nothing was answered"
         return f"no request succeeded ({kinds})"
-    if "client_limit" in records.kinds:
+    if "client_limit" in part.kinds:
         return "client-bound: the client could open no more connections"
     limit = max(_DELAY_SECONDS, _DELAY_SHARE * _shortest(metrics, costs.objectives))
     if watch.cpu_share > _CPU_SHARE:
@@ -261,7 +231,7 @@ def _invalid(
     for name, delay in (("event loop", watch.loop_delay_p99), ("schedule", watch.schedule_lag_p99)):
         if delay > limit:
             return f"client-bound: its {name} was late by {delay * 1e3:.1f} ms at p99 (limit {limit * 1e3:.1f} ms)"
-    seconds = window.end - window.start
+    seconds = window.span.end - window.span.start
     if ok + failed < _FEWEST:
         return f"not representative: {ok + failed} requests ended within {seconds:.1f} s (at least {_FEWEST} needed)"
     if metrics["e2e_p50_seconds"] > seconds:
@@ -271,32 +241,33 @@ def _invalid(
         )
     if not window.settled:
         return "not representative: the service had not settled before the time for it was over"
-    if series is not None:
-        rise = series.trend(window.start - window.began, window.end - window.began)
+    if series is not None and not window.whole:
+        rise = series.trend(window.span.start, window.span.end)
         if rise.significant and abs(rise.change) > _RISE:
             return f"not representative: latency changed by {rise.change:+.0%} while it was measured"
     return ""
 
 
-def watch_of(outcomes: Sequence[Outcome], window: Window) -> Watch:
+def watch_of(outcomes: Sequence[Outcome], span: Span) -> Watch:
     """The clients' own numbers for the window; of several processes, the worst of each."""
-    shares, delays, lags = [0.0], [0.0], [0.0]
+    start, end = span.began + span.start, span.began + span.end
+    watch = Watch(cpu_share=0.0, loop_delay_p99=0.0, schedule_lag_p99=0.0, retries=0, connections=0)
     for outcome in outcomes:
+        share = 0.0
         if len(outcome.cpu) > 1:
             # Processor time is sampled every quarter of a second: between samples it is a straight line.
             moments, used = np.array(outcome.cpu).T
-            start, end = np.interp([window.start, window.end], moments, used)
-            shares.append(float(end - start) / (window.end - window.start))
-        if len(outcome.delays):
-            delays.append(percentile(np.asarray(outcome.delays), 0.99))
+            first, last = np.interp([start, end], moments, used)
+            share = float(last - first) / (end - start)
         table = outcome.records.table()
-        inside = table[(table["sent"] >= window.start) & (table["sent"] < window.end)]
-        if len(inside):
-            lags.append(percentile(inside["sent"] - inside["scheduled"], 0.99))
-    return Watch(
-        cpu_share=max(shares),
-        loop_delay_p99=max(delays),
-        schedule_lag_p99=max(lags),
-        retries=sum(outcome.retried for outcome in outcomes),
-        connections=sum(outcome.opened for outcome in outcomes),
-    )
+        inside = table[(table["sent"] >= start) & (table["sent"] < end)]
+        watch = watch.worst(
+            Watch(
+                cpu_share=share,
+                loop_delay_p99=percentile(np.asarray(outcome.delays), 0.99) if len(outcome.delays) else 0.0,
+                schedule_lag_p99=percentile(inside["sent"] - inside["scheduled"], 0.99) if len(inside) else 0.0,
+                retries=outcome.retried,
+                connections=outcome.opened,
+            )
+        )
+    return watch

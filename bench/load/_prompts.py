@@ -30,6 +30,7 @@ _WIDTH = 5
 _SERIALS = _BASE**3
 _TEXT_WORDS = 1 << 16
 _LENGTHS = 4096
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 _FIRST = tuple(word + b" " for word in _ENCODED)
@@ -108,18 +109,58 @@ def _text(seed: int, count: int) -> bytes:
 
 
 class SharedPrefix:
-    """Prompts that begin alike, as those with one system prompt do: one of `groups` beginnings."""
+    """Prompts that begin alike, as those with one system prompt do: one of `groups` beginnings.
 
-    def __init__(self, traffic: stacks.Traffic, seed: int, *, prefix_tokens: int, groups: int = 1) -> None:
+    `hit_rate`: the share of requests that do; the others have a beginning of their own.
+    """
+
+    def __init__(
+        self, traffic: stacks.Traffic, seed: int, *, prefix_tokens: int, groups: int = 1, hit_rate: float = 1.0
+    ) -> None:
         own = max(1.0, traffic.prompt_tokens.mean - prefix_tokens)
         prompt = stacks.Tokens(mean=own, cv=traffic.prompt_tokens.cv)
         self._rest = Synthetic(traffic.model_copy(update={"prompt_tokens": prompt}), seed)
         long = traffic.model_copy(update={"prompt_tokens": stacks.Tokens(mean=float(max(1, prefix_tokens)))})
-        prefixes = Synthetic(long, seed + 7919)
-        self._prefixes = [prefixes(group).content for group in range(groups)]
-        self._prefix_tokens = prefix_tokens
+        self._own = Synthetic(long, seed + 7919)
+        self._prefixes = [self._own(group).content for group in range(groups)]
+        self._prefix_tokens, self._hit_rate = prefix_tokens, hit_rate
 
     def __call__(self, serial: int) -> Ask:
         rest = self._rest(serial)
-        prefix = self._prefixes[serial % len(self._prefixes)]
+        # Multiples of the golden ratio are spread evenly: any stretch of requests has the share.
+        if serial * _GOLDEN % 1.0 < self._hit_rate:
+            prefix = self._prefixes[serial % len(self._prefixes)]
+        else:
+            prefix = self._own(len(self._prefixes) + serial).content
         return Ask(prefix + b" " + rest.content, rest.output_tokens, rest.prompt_tokens + self._prefix_tokens)
+
+
+class Conversation:
+    """Synthetic conversations of several turns: each ask is a user's turn after all that was said before.
+
+    `together` conversations go on at the same time, so that a turn follows the one before after as many other requests:
+    what a prefix cache has to hold is what it would be with so many people. An assistant's earlier answers are as long as
+    the traffic says answers are; the first turn's prompt is as long as the traffic says, each further one a quarter of it.
+    """
+
+    def __init__(self, traffic: stacks.Traffic, seed: int, *, turns: int, together: int) -> None:
+        self._turns, self._together = turns, together
+        self._first = Synthetic(traffic, seed)
+        later = stacks.Tokens(mean=max(1.0, traffic.prompt_tokens.mean / 4), cv=traffic.prompt_tokens.cv)
+        self._later = Synthetic(traffic.model_copy(update={"prompt_tokens": later}), seed + 15_485_863)
+        answers = traffic.model_copy(update={"prompt_tokens": traffic.output_tokens})
+        self._answers = Synthetic(answers, seed + 32_452_843)
+
+    def __call__(self, serial: int) -> Ask:
+        round_, place = divmod(serial, self._together)
+        number, turn = round_ // self._turns * self._together + place, round_ % self._turns
+        said, tokens = [], 0
+        for past in range(turn + 1):
+            ask = (self._first if past == 0 else self._later)(number * self._turns + past)
+            said.append(b'{"role":"user","content":"%b"}' % ask.content)
+            tokens += ask.prompt_tokens
+            if past < turn:
+                answer = self._answers(number * self._turns + past)
+                said.append(b'{"role":"assistant","content":"%b"}' % answer.content)
+                tokens += answer.prompt_tokens
+        return Ask(b"[" + b",".join(said) + b"]", ask.output_tokens, tokens, True)

@@ -1,20 +1,19 @@
-"""Every request as one row, packed as it ends: 60 bytes each, and four for every gap between two of its reads."""
+"""Every request as one row, packed as it ends: 72 bytes each, and four for every gap between two of its reads."""
 
 from __future__ import annotations
 
 import struct
 from array import array
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 OK, CUT = 0, -1
-# scheduled, sent, first token, last token, end; tokens in, tokens out, frames with a token, gaps, zero gaps, status.
-_ROW = struct.Struct("=dddddiiiiihh")
+# scheduled, sent, first token, last token, end; tokens in, tokens out, frames with a token, gaps, zero gaps; status,
+# retries; seconds in the engine's queue, tokens out of its prefix cache.
+_ROW = struct.Struct("=dddddiiiiihhfi")
 ROW = np.dtype(
     [
         ("scheduled", "f8"),
@@ -29,6 +28,8 @@ ROW = np.dtype(
         ("together", "i4"),
         ("status", "i2"),
         ("retries", "i2"),
+        ("queued", "f4"),
+        ("cached", "i4"),
     ]
 )
 assert ROW.itemsize == _ROW.size
@@ -41,13 +42,11 @@ class Records:
 
     `rows`: packed, in the order in which requests ended. `first` is 0 where no token came. A row's `gaps` values stand
     in `gaps` in the same order; `together` counts the tokens that came in one read with the one before.
-    `status`: OK, CUT, or k ≥ 1 for the error `kinds[k-1]`.
+    `status`: OK, CUT, or k ≥ 1 for the error `kinds[k-1]`. `queued` is nan and `cached` -1 where the server does not tell.
     """
 
     rows: bytearray = field(default_factory=bytearray)
     gaps: array[float] = field(default_factory=lambda: array("f"))
-    queued: array[float] = field(default_factory=lambda: array("d"))
-    cached: array[int] = field(default_factory=lambda: array("q"))
     kinds: list[str] = field(default_factory=list)
 
     def status_of(self, kind: str) -> int:
@@ -61,6 +60,10 @@ class Records:
         data = self.rows[-last * ROW.itemsize :] if last else self.rows
         return np.frombuffer(bytes(data), dtype=ROW)
 
+    def since(self, row: int) -> NDArray[Any]:
+        """The rows from that number on (a copy)."""
+        return np.frombuffer(bytes(self.rows[row * ROW.itemsize :]), dtype=ROW)
+
     def merge(self, other: Records) -> None:
         """Append another process's records; kinds are matched by name."""
         table = other.table().copy()
@@ -68,23 +71,3 @@ class Records:
             table["status"][other.table()["status"] == number] = self.status_of(kind)
         self.rows += table.tobytes()
         self.gaps.extend(other.gaps)
-        self.queued.extend(other.queued)
-        self.cached.extend(other.cached)
-
-
-def write_raw(path: Path, records: Records, run: int, began: float) -> None:
-    """Append one line of JSON for every request: moments in seconds since the run began, null for what did not happen."""
-    table = records.table()
-    with path.open("ab") as file:
-        for row in table:
-            status = int(row["status"])
-            entry = {
-                "run": run + 1,
-                "status": {OK: "ok", CUT: "cut"}.get(status) or records.kinds[status - 1],
-                **{name: round(float(row[name]) - began, 6) for name in ("scheduled", "sent", "end")},
-                **{name: round(float(row[name]) - began, 6) if row[name] else None for name in ("first", "last")},
-                **{name: int(row[name]) if row[name] >= 0 else None for name in ("tokens_in", "tokens_out")},
-                "frames": int(row["frames"]),
-                "retries": int(row["retries"]),
-            }
-            file.write(orjson.dumps(entry) + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import signal
 import threading
@@ -16,15 +17,20 @@ from time import monotonic
 import stacks
 
 from ..results import Result, Run
-from ._arrivals import Closed, Load, of_traffic
-from ._measure import Costs, Window, measure, percentile, watch_of
+from ._arrivals import Closed, Load, Open
+from ._crew import Crew, Crews, Local
+from ._measure import Costs, Window, measure, percentile
+from ._observe import Observer
+from ._part import Span
 from ._probe import Facts, one, wait
-from ._prompts import Source, Synthetic
-from ._recorder import OK, write_raw
+from ._prompts import Source
+from ._raw import RawFile
+from ._recorder import OK
+from ._scenario import Scenario
 from ._session import BIN_SECONDS
-from ._steady import Series
+from ._steady import Series, sustained
 from ._wire import Target
-from ._workers import Alone, Orders, Several, Snapshot
+from ._workers import Orders, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,8 @@ class Progress:
     errors: dict[str, int] | None = None
     ttft_p50: float = float("nan")
     ttft_p95: float = float("nan")
+    itl_p50: float = float("nan")
+    itl_p95: float = float("nan")
     e2e_p50: float = float("nan")
     e2e_p95: float = float("nan")
     tokens_per_second: float = float("nan")
@@ -56,15 +64,17 @@ class Progress:
 class Settings:
     """How to measure.
 
-    `runs` samples of `seconds` each after warm-up; a run lasts at most `patience` times `seconds` in all. `seed`: of
-    prompts, lengths and arrivals. `reconnect`: a new connection for every request, so that a Service spreads requests
-    and not users. `workers`: processes that share the load. `raw_file`: where to append a line of JSON for every request.
+    `runs` samples of `seconds` each after warm-up; a run lasts at most `patience` times `seconds` in all. A batch, a replay
+    or a schedule that ends is measured to its end, but for at most `max_seconds`. `seed`: of prompts, lengths and
+    arrivals. `reconnect`: a new connection for every request, so that a Service spreads requests and not users.
+    `workers`: processes that share the load. `raw_file`: where to keep a record of every request (see `RawFile`).
     `request_timeout`, `ready_timeout`: seconds. `context_tokens`: bounds prompt plus answer.
     """
 
     runs: int = 3
     seconds: float = 30.0
     patience: float = 3.0
+    max_seconds: float = math.inf
     seed: int = 1
     reconnect: bool = False
     request_timeout: float = 600.0
@@ -110,34 +120,42 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
     stopper: Stopper | None = None,
-    load: Callable[[int], Load] | None = None,
-    source: Callable[[int], Source] | None = None,
+    scenario: Scenario | None = None,
+    crews: Crews | None = None,
+    observer: Observer | None = None,
 ) -> Result:
     """Measure the service and return the result; blocks until it is done.
 
-    `release`: the digest of what is measured. `load`, `source`: by run number, instead of what `traffic` says.
+    `release`: the digest of what is measured. `scenario`: what differs from the plain `traffic`. `crews`: who sends,
+    instead of `settings.workers` processes of this machine. `observer`: adds the server's side to each run.
     SIGINT and SIGTERM end it early when called from the main thread; the run that was going on is then kept, marked
     invalid. Raises TollgateError when the service cannot be measured at all, InputError for a wrong address.
     """
     stopper = Stopper() if stopper is None else stopper
+    scenario = Scenario() if scenario is None else scenario
     began = monotonic()
+    loads = scenario.loads(traffic, settings.seed)
+    sources = scenario.sources(traffic, settings.seed, settings.context_tokens)
     server = wait(target, timeout=settings.ready_timeout, say=say)
-    sources = source or (lambda number: Synthetic(traffic, settings.seed + number, settings.context_tokens))
-    loads = load or (lambda number: of_traffic(traffic, settings.seed + number))
     report = _Report(progress, settings, began)
     # The ramp of a closed loop takes as long as one unloaded answer, and the first answer shows whether any can come.
     report(Progress(phase="probe", run=0, runs=settings.runs, elapsed=0.0, eta=report.eta(0, settings.seconds)))
     alone = one(target, sources(-1)(0), settings.request_timeout)
-    say(f"one request alone takes {alone:.2f} s")
+    say(f"one request alone takes {_short(alone)}")
     done: list[Run] = []
-    with _signals(stopper):
+    crews = crews or (lambda _, load, source: Local(orders(target, load, source, settings)))
+    with _signals(stopper), _raw(settings.raw_file) as raw:
         for number in range(settings.runs):
             if stopper:
                 break
-            chosen = loads(number)
-            if isinstance(chosen, Closed):
-                chosen = replace(chosen, ramp_seconds=min(alone, settings.seconds / 3))
-            done.append(_one_run(target, chosen, sources(number), settings, costs or Costs(), number, report, stopper))
+            load, source = loads(number), sources(number)
+            if isinstance(load, Closed):
+                load = replace(load, ramp_seconds=min(alone, settings.seconds / 3))
+            sending = _Sending(
+                settings=settings, costs=costs or Costs(), number=number, report=report, stopper=stopper,
+                load=load, raw=raw, observer=observer,
+            )  # fmt: skip
+            done.append(sending.run(crews(number, load, source)))
     return Result(
         release=release,
         stack=stack,
@@ -151,79 +169,140 @@ def run(
     )
 
 
-def _one_run(
-    target: Target,
-    load: Load,
-    source: Source,
-    settings: Settings,
-    costs: Costs,
-    number: int,
-    report: _Report,
-    stopper: Stopper,
-) -> Run:
-    workers = settings.workers
-    orders = [
+def orders(
+    target: Target, load: Load, source: Source, settings: Settings, *, first: int = 0, of: int | None = None
+) -> list[Orders]:
+    """What each process of this machine does: those from number `first` on, of so many in all (default: no others)."""
+    of = settings.workers if of is None else of
+    return [
         Orders(
             target=target,
-            load=load.part(worker, workers),
+            load=load.part(worker, of),
             source=source,
             timeout=settings.request_timeout,
             reconnect=settings.reconnect,
             max_open=settings.max_open,
             number=worker,
-            workers=workers,
+            workers=of,
         )
-        for worker in range(workers)
+        for worker in range(first, first + settings.workers)
     ]
-    started = datetime.now(UTC)
-    series = Series(BIN_SECONDS)
+
+
+@dataclass(kw_only=True)
+class _Sending:
+    """One run: watch the load until there is enough of it, then measure."""
+
+    settings: Settings
+    costs: Costs
+    number: int
+    report: _Report
+    stopper: Stopper
+    load: Load
+    raw: RawFile | None
+    observer: Observer | None
     floor: float | None = None
     found: float | None = None
-    with Alone(orders[0]) if workers == 1 else Several(orders) as crew:
+    sent: float | None = None
+    finished: bool = False
+
+    def run(self, crew: Crew) -> Run:
+        started = datetime.now(UTC)
+        series = Series(BIN_SECONDS)
+        with crew:
+            if self.observer is not None:
+                self.observer.begin()
+            self._watch(crew, series)
+            elapsed = monotonic() - crew.began
+            crew.stop()
+            window = self._window(crew.began, elapsed, series, started)
+            part, watch = crew.measure(window.span, self.costs.objectives)
+            if self.raw is not None:
+                crew.keep(self.raw, self.number)
+            more = {}
+            if isinstance(self.load, Closed) and self.load.requests is not None:
+                more = sustained(series, self.sent or elapsed, self.floor, part.early)
+            run = measure(part, window, watch, self.costs, series, more)
+            if self.observer is not None:
+                run = self.observer.end(run, monotonic() - crew.began)
+        return run
+
+    def _watch(self, crew: Crew, series: Series) -> None:
+        settings, whole = self.settings, _ends(self.load)
+        limit = settings.max_seconds if whole else settings.patience * settings.seconds
         while True:
             seen = crew.look()
             elapsed = monotonic() - crew.began
-            if floor is None and seen.served:
-                floor = elapsed
+            if self.floor is None and seen.served:
+                self.floor = elapsed
+            if self.sent is None and seen.all_sent:
+                self.sent = elapsed
+            self.finished = seen.done
             series.take(seen.bin_ok, seen.bin_latency, seen.bin_failed)
             guess = None
-            if floor is not None:
-                found = series.warm_up(elapsed, settings.seconds, floor)
-                guess = series.begin(elapsed, floor, min(0.4 * elapsed, elapsed - floor))
-            report(_progress(seen, number, settings, report, elapsed, guess))
-            over = elapsed >= settings.patience * settings.seconds
-            if stopper or seen.done or found is not None or over:
-                break
-        end = monotonic()
-        outcomes = crew.stop()
-    length = min(settings.seconds, end - crew.began)
-    if seen.done and not stopper:
-        # A replay is measured as a whole: what it is slow at is part of it.
-        length = end - crew.began
-    elif stopper and found is None:
-        # Whatever was level until then; all of it when nothing was.
-        past = end - crew.began
-        begin = series.begin(past, floor, (past - floor) / 2) if floor is not None else 0.0
-        length = max(1e-3, min(settings.seconds, past - begin))
-    window = Window(
-        began=crew.began,
-        start=end - length,
-        end=end,
-        started=started,
-        settled=found is not None or seen.done,
-        interrupted=bool(stopper) and found is None,
-    )
-    watch = watch_of(outcomes, window)
-    records = outcomes[0].records
-    for outcome in outcomes[1:]:
-        records.merge(outcome.records)
-    if settings.raw_file is not None:
-        write_raw(settings.raw_file, records, number, crew.began)
-    return measure(records, window, watch, costs, series)
+            if self.floor is not None:
+                if not whole:
+                    self.found = series.warm_up(elapsed, settings.seconds, self.floor)
+                guess = series.begin(elapsed, self.floor, min(0.4 * elapsed, elapsed - self.floor))
+            left = _left(self.load, elapsed, seen) if whole else None
+            self.report(_progress(seen, self.number, settings, self.report, elapsed, guess, left))
+            if self.stopper or self.finished or self.found is not None or elapsed >= limit:
+                return
+
+    def _window(self, began: float, elapsed: float, series: Series, started: datetime) -> Window:
+        length = min(self.settings.seconds, elapsed)
+        whole = _ends(self.load)
+        if whole:
+            # Measured to its end: what it is slow at is part of it.
+            length = elapsed
+        elif self.stopper and self.found is None:
+            # Whatever was level until then; all of it when nothing was.
+            begin = series.begin(elapsed, self.floor, (elapsed - self.floor) / 2) if self.floor is not None else 0.0
+            length = max(1e-3, min(self.settings.seconds, elapsed - begin))
+        return Window(
+            span=Span(began=began, start=elapsed - length, end=elapsed),
+            started=started,
+            settled=self.found is not None or whole,
+            interrupted=bool(self.stopper) and self.found is None and not self.finished,
+            whole=whole,
+        )
+
+
+def _ends(load: Load) -> bool:
+    if isinstance(load, Closed):
+        return load.requests is not None
+    return bool(load.moments) or load.seconds < math.inf
+
+
+def _left(load: Load, elapsed: float, seen: Snapshot) -> float:
+    """Seconds until a load that ends has ended, at the pace so far."""
+    if isinstance(load, Open):
+        return max(0.0, (load.moments[-1] if load.moments else load.seconds) - elapsed)
+    ended = seen.ok + seen.failed
+    return elapsed / ended * max(0, (load.requests or 0) - ended) if ended else math.nan
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
+
+
+@contextlib.contextmanager
+def _raw(path: Path | None) -> Iterator[RawFile | None]:
+    if path is None:
+        yield None
+        return
+    with RawFile(path) as file:
+        yield file
 
 
 def _progress(
-    seen: Snapshot, number: int, settings: Settings, report: _Report, elapsed: float, level: float | None
+    seen: Snapshot,
+    number: int,
+    settings: Settings,
+    report: _Report,
+    elapsed: float,
+    level: float | None,
+    ends: float | None,
 ) -> Progress:
     table = seen.recent
     good = table[table["status"] == OK]
@@ -232,6 +311,8 @@ def _progress(
     recent = min(elapsed, max(1.0, 10 * BIN_SECONDS))
     kinds = {int(status) for status in table["status"] if status > 0}
     left = settings.seconds if level is None else max(0.0, settings.seconds - (elapsed - level))
+    if ends is not None:
+        left = ends
     spread = float(good["end"].max() - good["end"].min()) if len(good) > 1 else 0.0
     return Progress(
         phase="warm-up" if level is None else "measuring",
@@ -246,6 +327,8 @@ def _progress(
         errors={seen.kinds[kind - 1]: int((table["status"] == kind).sum()) for kind in sorted(kinds)},
         ttft_p50=percentile(first, 0.5),
         ttft_p95=percentile(first, 0.95),
+        itl_p50=percentile(seen.gaps, 0.5),
+        itl_p95=percentile(seen.gaps, 0.95),
         e2e_p50=percentile(latency, 0.5),
         e2e_p95=percentile(latency, 0.95),
         tokens_per_second=float(good["tokens_out"].sum()) / spread if spread > 0 else float("nan"),

@@ -6,11 +6,15 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import time
 from array import array
 from collections.abc import Iterator
 from itertools import count
 from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ._arrivals import Closed, Load
 from ._lane import Lane, error_kind
@@ -53,10 +57,10 @@ class Session:
         self.in_flight = 0
         self.began = 0.0
         self.users_served = 0
-        # Per BIN_SECONDS since `began`: finished with success, their latencies' sum, finished with failure.
-        self.bin_ok: array[int] = array("q")
-        self.bin_latency: array[float] = array("d")
-        self.bin_failed: array[int] = array("q")
+        # Per BIN_SECONDS since `began`: finished with success, their latencies' sum, finished with failure. Brought up to
+        # date by `count_bins`, for all new rows at once.
+        self._bins: NDArray[np.float64] = np.zeros((3, 64))
+        self._binned = 0
         self.delays: array[float] = array("d")
         self.cpu: list[tuple[float, float]] = []
         self._serials = count(serial_offset, serial_step)
@@ -70,6 +74,8 @@ class Session:
         users = load.users if isinstance(load, Closed) else 0
         self._closed = isinstance(load, Closed)
         self._think = load.think_seconds if isinstance(load, Closed) else 0.0
+        batch = load.requests if isinstance(load, Closed) else None
+        self._limit = sys.maxsize if batch is None else batch
         self._served = bytearray(users)
         self._failures = [0] * users
         self._next_user = 0
@@ -91,14 +97,21 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether nothing will be sent any more (a replay has ended) and nothing is in flight."""
-        return not isinstance(self.load, Closed) and self._due is None and self.in_flight == 0
+        """Whether nothing will be sent any more and nothing is in flight."""
+        return self.all_sent and self.in_flight == 0
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether nothing will be sent any more: a batch or a replay is at its end."""
+        if self._closed:
+            return self.started >= self._limit
+        return self._due is None
 
     @property
     def everyone_served(self) -> bool:
         """Closed loop: whether every user has had an answer. Open loop: whether anything was answered."""
         if isinstance(self.load, Closed):
-            return self.users_served >= self.load.users
+            return self.users_served >= min(self.load.users, self._limit)
         return self.ok + self.failed > 0
 
     def start(self, began: float | None = None) -> None:
@@ -137,6 +150,9 @@ class Session:
         now = monotonic()
         while self._running and self._due is not None and self.began + self._due <= now:
             due = self.began + self._due
+            if self.started >= self._limit:
+                self._due = None
+                return
             if self._closed:
                 self._send(Lane(self, self._next_user), monotonic())
                 self._next_user += 1
@@ -151,12 +167,6 @@ class Session:
         self.started += 1
         self.in_flight += 1
         lane.start(self.wire.request(self.source(next(self._serials))), scheduled)
-
-    def _again_at_once(self, lane: Lane) -> None:
-        """`_send` without its look-ups, for the one case in which speed matters: no pause, connection kept."""
-        self.started += 1
-        self.in_flight += 1
-        lane.start(self._request(self._ask(next(self._serials))), monotonic())
 
     def _send_open(self, due: float) -> None:
         while self._idle:
@@ -175,10 +185,23 @@ class Session:
         lane.fail("client_limit")
 
     def _user_again(self, lane: Lane) -> None:
-        if self._running:
+        if self._running and self.started < self._limit:
             self._send(Lane(self, lane.user) if lane.dead else lane, monotonic())
 
     # --- what lanes report
+
+    def answered(self, lane: Lane, now: float) -> None:
+        """`finished` with success on a connection that is kept; without a pause it is used again at once."""
+        user = lane.user
+        if not self._closed or self._think or not self._running or self._failures[user] or not self._served[user]:
+            self.finished(lane, now, OK)
+            return
+        self.ok += 1
+        if self.started >= self._limit:
+            self.in_flight -= 1
+            return
+        self.started += 1
+        lane.start_again(self._request(self._ask(next(self._serials))))
 
     def finished(self, lane: Lane, now: float, status: int, retry_after: float = 0.0) -> None:
         """A request has ended, in whichever way; called exactly once for each that was started."""
@@ -186,18 +209,10 @@ class Session:
         if status == CUT:
             self.cut += 1
             return
-        index = int((now - self.began) / BIN_SECONDS)
-        while len(self.bin_ok) <= index:
-            self.bin_ok.append(0)
-            self.bin_latency.append(0.0)
-            self.bin_failed.append(0)
         if status == OK:
             self.ok += 1
-            self.bin_ok[index] += 1
-            self.bin_latency[index] += now - lane.scheduled
         else:
             self.failed += 1
-            self.bin_failed[index] += 1
         if not self._closed:
             if not lane.dead:
                 self._idle.append(lane)
@@ -220,10 +235,27 @@ class Session:
             return
         if pause > 0:
             self._loop.call_later(pause, self._user_again, lane)
-        elif lane.dead:
-            self._user_again(lane)
         else:
-            self._again_at_once(lane)
+            self._user_again(lane)
+
+    def count_bins(self) -> NDArray[np.float64]:
+        """Ok, latency and failed per bin, up to now; a view."""
+        new = self.records.since(self._binned)
+        self._binned += len(new)
+        new = new[new["status"] != CUT]
+        if len(new):
+            index = ((new["end"] - self.began) / BIN_SECONDS).astype(np.int64)
+            size = int(index.max()) + 1
+            if size > self._bins.shape[1]:
+                grown = np.zeros((3, 2 * size))
+                grown[:, : self._bins.shape[1]] = self._bins
+                self._bins = grown
+            good = new["status"] == OK
+            latency = (new["end"] - new["scheduled"])[good]
+            self._bins[0, :size] += np.bincount(index[good], minlength=size)
+            self._bins[1, :size] += np.bincount(index[good], weights=latency, minlength=size)
+            self._bins[2, :size] += np.bincount(index[~good], minlength=size)
+        return self._bins[:, : max(0, int((monotonic() - self.began) / BIN_SECONDS)) + 1]
 
     def lost(self, lane: Lane) -> None:
         """The lane's connection is gone."""

@@ -1,4 +1,4 @@
-"""Where warm-up ends: a change-point on the latency series, and a test that what follows is level.
+"""Where warm-up ends: change-points on the series of latency and of rate, and a test that what follows is level.
 
 The truncation point is the one that minimises the marginal standard error (White, MSER, Simulation 69:6, 1997):
 dropping more of the beginning pays as long as it lowers the variance faster than it lowers the number of samples.
@@ -8,6 +8,7 @@ Weighted here, as each bin of time holds another number of requests.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,30 @@ def change_point(counts: Floats, means: Floats, last: int) -> int:
     # What rounding alone leaves of a constant series is nothing.
     error[spread <= 1e-12 * q] = 0.0
     return int(np.argmin(error[: last + 1]))
+
+
+def rate_change_point(counts: Floats, last: int) -> int:
+    """The bin in 0..last at which the rate became what it then stayed; 0 where it was so from the beginning.
+
+    Bins are put together, so that a rate of a few per second does not look like bursts; a change counts only where it is
+    more than a tenth and beyond four standard errors, because arrivals at random are never even.
+    """
+    size = len(counts)
+    width = max(1, math.ceil(size / 60))
+    whole = size // width
+    if whole < 8:
+        return 0
+    coarse = counts[size - whole * width :].reshape(whole, width).sum(axis=1)
+    found = change_point(np.ones(whole), coarse, min(last // width, whole - 2))
+    before, after = coarse[:found], coarse[found:]
+    if not len(before) or after.mean() <= 0:
+        return 0
+    # Counts vary at least as much as Poisson's.
+    errors = [max(float(part.var()), float(part.mean()), 1.0) / len(part) for part in (before, after)]
+    step = abs(float(after.mean() - before.mean()))
+    if step <= 4 * math.sqrt(sum(errors)) or step <= 0.1 * float(after.mean()):
+        return 0
+    return min(last, size - whole * width + found * width)
 
 
 @dataclass(frozen=True)
@@ -93,7 +118,10 @@ class Series:
         ok, means = _padded(self.ok, size), _padded(self.means(), size)
         # What came before the floor is warm-up by definition and must not hide a change-point after it.
         first = min(int(floor / self.seconds), last)
-        return max(floor, (first + change_point(ok[first:], means[first:], last - first)) * self.seconds)
+        latency = change_point(ok[first:], means[first:], last - first)
+        # The rate tells what the latency of good answers cannot: a service that refused some of them at first.
+        rate = rate_change_point(ok[first:], last - first)
+        return max(floor, (first + max(latency, rate)) * self.seconds)
 
     def warm_up(self, now: float, seconds: float, floor: float) -> float | None:
         """When the level part began, if it has lasted `seconds` at `now`; else None."""
@@ -113,3 +141,34 @@ class Series:
 
 def _padded(values: Floats, size: int) -> Floats:
     return values[:size] if len(values) >= size else np.concatenate([values, np.zeros(size - len(values))])
+
+
+def sustained(series: Series, sent: float, floor: float | None, early: Sequence[float]) -> dict[str, float]:
+    """How fast a batch went once it was under way, from the level part until the last request was sent.
+
+    `sustained_requests_per_second` with its standard error `…_se` over `sustained_batches` stretches of equal time (batch
+    means, each several answers long, so that neighbours hardly depend on each other), and `first_20_requests_per_second`,
+    what someone would have believed who had stopped after twenty answers. Nothing where there is too little of it.
+    """
+    found: dict[str, float] = {}
+    if len(early) >= 20 and early[19] > 0:
+        found["first_20_requests_per_second"] = 20 / early[19]
+    if floor is None:
+        return found
+    begin = series.begin(sent, min(floor, sent), (sent - min(floor, sent)) / 2)
+    first, last = int(begin / series.seconds), int(sent / series.seconds)
+    ok = _padded(series.ok, last)[first:]
+    if len(ok) < 10 or ok.sum() < 20:
+        return found
+    latency = float(_padded(series.latency, last)[first:].sum() / ok.sum())
+    seconds = len(ok) * series.seconds
+    batches = max(5, min(20, int(seconds / max(2 * latency, series.seconds)), int(ok.sum() / 4)))
+    width = len(ok) // batches
+    rates = ok[len(ok) - batches * width :].reshape(batches, width).sum(axis=1) / (width * series.seconds)
+    found["sustained_requests_per_second"] = float(rates.mean())
+    # One answer more or less at the edges is always possible: no stretch of time is known better than that.
+    spread = max(float(rates.std(ddof=1)) / math.sqrt(batches), 1 / seconds)
+    found["sustained_requests_per_second_se"] = spread
+    found["sustained_batches"] = float(batches)
+    found["sustained_seconds"] = seconds
+    return found

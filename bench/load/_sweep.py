@@ -1,13 +1,18 @@
-"""How much the service carries: the highest rate that still keeps the promises, by bisection."""
+"""How much the service carries: the highest rate that still keeps the promises, by bisection, and the knee before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import stacks
 
 from ..results import Run
+
+# The knee is looked for until its neighbours are within this factor of it.
+_KNEE_RATIO = 1.25
+_KNEE_RUNS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """`highest`: the highest rate that held (0: none did); `lowest_refused`: the lowest that did not (inf: all held)."""
+    """`highest`: the highest rate that held (0: none did); `lowest_refused`: the lowest that did not (inf: all held).
+
+    `knee`: of the rates that held, the one of the greatest power, which is rate over mean latency (Kleinrock, Power and
+    deterministic rules of thumb for probabilistic problems in computer communications, ICC 1979): beyond it the wait
+    grows faster than the rate. 0 where none held.
+    """
 
     highest: float
     lowest_refused: float
+    knee: float
     steps: tuple[Step, ...]
 
 
@@ -39,7 +50,9 @@ def holds(run: Run, rate: float, objectives: stacks.Objectives | None) -> str:
             raise stacks.TollgateError(f"at {rate:g} requests/s: {run.invalid_because}")
         return run.invalid_because
     served = run.metrics["requests_per_second"]
-    if served < 0.95 * rate:
+    # Arrivals at random are never even: what came is known only within three standard errors of a Poisson count.
+    chance = 3 / math.sqrt(max(1.0, rate * run.seconds))
+    if served < (0.95 - min(0.3, chance)) * rate:
         return f"served {served:.2f} of {rate:.2f} requests/s"
     for name, limit in objectives.items() if objectives is not None else ():
         value = run.metrics.get(name)
@@ -62,16 +75,21 @@ def sweep(
 ) -> Sweep:
     """Double the rate from `start` until it does not hold, then halve the gap until it is within `precision`.
 
-    `measure` takes a rate in requests/s and gives a run at it. At most log2(most/start) + log2(1/precision) + 2 runs.
+    `measure` takes a rate in requests/s and gives a run at it. At most log2(most/start) + log2(1/precision) + 2 runs, and
+    six more around the knee.
     """
     low, high, rate = 0.0, float("inf"), start
     steps: list[Step] = []
-    while True:
-        run = measure(rate)
-        step = Step(rate=rate, run=run, because=holds(run, rate, objectives))
+
+    def attempt(tried: float) -> Step:
+        run = measure(tried)
+        step = Step(rate=tried, run=run, because=holds(run, tried, objectives))
         steps.append(step)
         say(step)
-        if step.because:
+        return step
+
+    while True:
+        if attempt(rate).because:
             high = rate
         else:
             low = rate
@@ -87,4 +105,31 @@ def sweep(
             break
         else:
             rate = (low + high) / 2
-    return Sweep(highest=low, lowest_refused=high, steps=tuple(steps))
+    for _ in range(_KNEE_RUNS):
+        between = _beside_knee(steps)
+        if between is None:
+            break
+        attempt(between)
+    return Sweep(highest=low, lowest_refused=high, knee=knee(steps), steps=tuple(steps))
+
+
+def power(run: Run) -> float:
+    """Rate over mean latency, per second squared."""
+    return run.metrics["requests_per_second"] / max(1e-9, run.metrics["e2e_mean_seconds"])
+
+
+def knee(steps: Iterable[Step]) -> float:
+    """The rate of the greatest power among those that held; 0 where none did."""
+    held = [step for step in steps if not step.because]
+    return max(held, key=lambda step: power(step.run)).rate if held else 0.0
+
+
+def _beside_knee(steps: Iterable[Step]) -> float | None:
+    """A rate halfway to the farther neighbour of the knee, or None where both are near."""
+    held = sorted((step for step in steps if not step.because), key=lambda step: step.rate)
+    if len(held) < 2:
+        return None
+    at = max(range(len(held)), key=lambda index: power(held[index].run))
+    gaps = [(held[i + 1].rate / held[i].rate, i) for i in (at - 1, at) if 0 <= i < len(held) - 1]
+    ratio, index = max(gaps)
+    return math.sqrt(held[index].rate * held[index + 1].rate) if ratio > _KNEE_RATIO else None

@@ -34,6 +34,9 @@ _NUMBER = re.compile(rb":\s*(\d+)")
 _OLLAMA_TIMES = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _DONE_OLLAMA = re.compile(rb'"done":\s*true')
 RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*(\d{1,6}(?:\.\d{1,3})?)[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?=\r\n|$)", re.IGNORECASE)
+_UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding:|connection:[ \t]*close|content-encoding:)", re.IGNORECASE)
+_REMEMBERED = 4096
 UNKNOWN = -1
 _NAN = float("nan")
 
@@ -160,7 +163,10 @@ class Wire:
             eos = b',"ignore_eos":true' if target.engine == "vllm" else b""
             options = usage + eos + b',"max_tokens":'
             self._close = b"}"
-        self._known: dict[bytes, Reply] = {}
+        # What has been read once need not be read again: a usage, and heads with the length of their body.
+        self.known: dict[bytes, Reply] = {}
+        self.heads: dict[bytes, int] = {}
+        self._frames: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._after_messages, self._after = options, after + options
 
     def request(self, ask: Ask) -> bytes:
@@ -169,9 +175,27 @@ class Wire:
             body = b"%b%b%b%d%b" % (
                 self._messages, ask.content, self._after_messages, ask.output_tokens, self._close,
             )  # fmt: skip
-        else:
-            body = b"%b%b%b%d%b" % (self._before, ask.content, self._after, ask.output_tokens, self._close)
-        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+            return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+        # Prompts of one length and answers of one length: everything but the words is the same.
+        key = (len(ask.content), ask.output_tokens)
+        frame = self._frames.get(key)
+        if frame is None:
+            after = b"%b%d%b" % (self._after, ask.output_tokens, self._close)
+            size = len(self._before) + len(ask.content) + len(after)
+            if len(self._frames) >= _REMEMBERED:
+                self._frames.clear()
+            frame = self._frames[key] = b"%b%d\r\n\r\n%b" % (self._head, size, self._before), after
+        return frame[0] + ask.content + frame[1]
+
+    def body_bytes(self, head: bytes) -> int:
+        """How long the body of a good reply with this head is; -1 where only a parser can tell."""
+        found = _LENGTH.findall(head)
+        plain = head.startswith(b"HTTP/1.1 200") and len(found) == 1 and not _UNUSUAL.search(head)
+        if len(self.heads) >= _REMEMBERED:
+            # A server that sends the time has new heads every second.
+            self.heads.clear()
+        self.heads[head] = int(found[0]) if plain else -1
+        return self.heads[head]
 
     def is_token(self, frame: bytes) -> bool:
         """Whether a frame carries a token: text, or nothing but without being only a role, a usage or an end."""
@@ -192,12 +216,12 @@ class Wire:
         else:
             # The counts repeat from reply to reply far more often than not.
             usage = tail[tail.rfind(b'"usage"') :]
-            known = self._known.get(usage)
+            known = self.known.get(usage)
             if known is not None:
                 return known
             found = self._whole(tail)
-            if not found.problem and found.tokens_out != UNKNOWN and len(self._known) < 4096:
-                self._known[usage] = found
+            if not found.problem and found.tokens_out != UNKNOWN and len(self.known) < _REMEMBERED:
+                self.known[usage] = found
         if found.problem or found.tokens_out == UNKNOWN:
             if b'"error"' in tail and _ERROR.search(tail):
                 return Reply("stream_error" if self.stream else "error_body", UNKNOWN, UNKNOWN, 0)
@@ -209,7 +233,8 @@ class Wire:
         return found
 
     def _ollama(self, tail: bytes) -> Reply:
-        if b'"done":true' not in tail and not _DONE_OLLAMA.search(tail):
+        # After `done` come the numbers of the context, of which there may be thousands: then the durations say it.
+        if b'"done":true' not in tail and b'"eval_duration"' not in tail and not _DONE_OLLAMA.search(tail):
             return Reply("unfinished_stream" if self.stream else "malformed", UNKNOWN, UNKNOWN, 0)
         last = tail[tail.rfind(b"\n{") + 1 :]
         total, *parts = (_last(key, last) for key in _OLLAMA_TIMES)

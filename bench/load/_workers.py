@@ -45,7 +45,8 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """How far one process, or all of them, are. The bins are those of `Session`, counted from the common start."""
+    """How far one process, or all of them, are. The bins are those of `Session`, counted from the common start; `recent`
+    and `gaps`: the last few hundred requests, and gaps between their tokens."""
 
     bin_ok: NDArray[np.float64]
     bin_latency: NDArray[np.float64]
@@ -54,8 +55,10 @@ class Snapshot:
     failed: int
     in_flight: int
     served: bool
+    all_sent: bool
     done: bool
     recent: NDArray[Any]
+    gaps: NDArray[np.float32]
     kinds: tuple[str, ...]
 
 
@@ -72,16 +75,19 @@ class Outcome:
 
 def snapshot(session: Session) -> Snapshot:
     """Of one session, now."""
+    bins = session.count_bins()
     return Snapshot(
-        bin_ok=np.array(session.bin_ok, dtype=np.float64),
-        bin_latency=np.array(session.bin_latency, dtype=np.float64),
-        bin_failed=np.array(session.bin_failed, dtype=np.float64),
+        bin_ok=bins[0].copy(),
+        bin_latency=bins[1].copy(),
+        bin_failed=bins[2].copy(),
         ok=session.ok,
         failed=session.failed,
         in_flight=session.in_flight,
         served=session.everyone_served,
+        all_sent=session.all_sent,
         done=session.done,
         recent=session.records.table(_RECENT),
+        gaps=np.array(session.records.gaps[-_RECENT:], dtype=np.float32),
         kinds=tuple(session.records.kinds),
     )
 
@@ -105,8 +111,10 @@ def together(parts: Sequence[Snapshot]) -> Snapshot:
         failed=sum(part.failed for part in parts),
         in_flight=sum(part.in_flight for part in parts),
         served=all(part.served for part in parts),
+        all_sent=all(part.all_sent for part in parts),
         done=all(part.done for part in parts),
         recent=np.concatenate(recent) if recent else np.zeros(0, dtype=ROW),
+        gaps=np.concatenate([part.gaps for part in parts]),
         kinds=kinds,
     )
 

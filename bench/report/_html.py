@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from ..load._histogram import Histogram
-from ..results import Result, Run
+from ..results import Limit, Matrix, Result, Run
+from ._matrix import page_of_limit, page_of_matrix
 from ._svg import Line, chart
 from ._text import ROWS, comparison, median, name_of, names_of, shown, valid_runs
 
@@ -30,6 +31,10 @@ width:18px;border-top:3px solid;margin-right:.35rem;vertical-align:middle}.key i
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}.good{color:var(--good)}.bad{color:var(--bad)}
+.heatmap td,.heatmap th{text-align:center;border:2px solid var(--bg)}.heatmap b,.heatmap small{display:block}
+.heatmap caption{text-align:left;white-space:normal;font-size:.85rem}.heatmap small{color:var(--dim);font-size:.8em}
+.heat{background:color-mix(in srgb,var(--c1) calc(var(--heat)*42%),var(--card))}.heat small{color:var(--fg);opacity:.85}
+.best{outline:2px solid var(--good);outline-offset:-3px;border-radius:6px}
 .note{border-left:4px solid var(--bad);padding:.4rem .8rem;margin:.6rem 0;background:var(--card)}
 """ + "".join(
     f".c{n}{{stroke:var(--c{n})}}.key i.c{n}{{border-top-color:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
@@ -41,15 +46,18 @@ _TILES = ("requests_per_second", "output_tokens_per_second", "ttft_p95_seconds",
 _SHARES = [number / 200 for number in range(1, 200)] + [0.999]
 
 
-def html(results: Sequence[Result]) -> str:
+def html(results: Sequence[Result], *, limits: Sequence[Limit] = (), matrices: Sequence[Matrix] = ()) -> str:
     """One self-contained page of one or several results; the first is what the others are compared with."""
-    title = "Benchmark of " + ", ".join(dict.fromkeys(name_of(result) for result in results))
+    names = [*map(name_of, results), *map(name_of, limits), *map(name_of, matrices)]
+    title = "Benchmark of " + ", ".join(dict.fromkeys(names))
     body = [f"<h1>{escape(title)}</h1>"]
     names = names_of(results)
     for number, result in enumerate(results):
         body.append(_one(result, names[number] if len(results) > 1 else ""))
         if number:
             body.append(_compared(results[0], result, names[0], names[number]))
+    body += [page_of_limit(limit) for limit in limits]
+    body += [page_of_matrix(matrix) for matrix in matrices]
     body.append(_together(results))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -120,14 +128,33 @@ def _over_time(run: Run) -> str:
     end = [line("p95", "e2e_p95_seconds", 2), line("p50", "e2e_p50_seconds", 1)]
     first = [line("p95", "ttft_p95_seconds", 2), line("p50", "ttft_p50_seconds", 1)]
     label = "seconds since the first request; what counts is shaded"
+    pictures = [
+        ("Rate", rate, _number),
+        ("In flight", [line("requests", "concurrency", 3)], _number),
+        ("Time to first token", first, _seconds),
+        ("End to end", end, _seconds),
+    ]
+    # The server's side, where somebody could be asked.
+    for title, keys, form in (
+        ("Queue of the engines", (("waiting", "server_waiting", 2), ("running", "server_running", 1)), _number),
+        ("Replicas and nodes", (("replicas", "replicas", 3), ("nodes", "nodes", 4)), _number),
+        ("KV cache and GPU", (("KV cache", "server_kv_usage", 5), ("GPU busy", "gpu_utilization", 4)), _percent),
+        ("GPU memory", (("in use", "gpu_memory_bytes", 1),), _bytes),
+    ):
+        lines = [line(name, key, colour) for name, key, colour in keys if key in run.series]
+        if lines:
+            pictures.append((title, lines, form))
     return "".join(
-        [
-            chart(rate, title="Rate", x_label=label, y_form=_number, shade=steady),
-            chart([line("requests", "concurrency", 3)], title="In flight", x_label=label, y_form=_number, shade=steady),
-            chart(first, title="Time to first token", x_label=label, y_form=_seconds, shade=steady),
-            chart(end, title="End to end", x_label=label, y_form=_seconds, shade=steady),
-        ]
+        chart(lines, title=title, x_label=label, y_form=form, shade=steady) for title, lines, form in pictures
     )
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _bytes(value: float) -> str:
+    return shown(value, "B") if value else "0"
 
 
 def _number(value: float) -> str:

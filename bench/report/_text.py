@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv as _csv
+import io
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..results import Result, Run
+from ..results import Limit, Matrix, Result, Run
 
 # What is shown, in this order: metric, words, unit, whether more is better (None: neither).
 ROWS: tuple[tuple[str, str, str, bool | None], ...] = (
@@ -16,7 +18,10 @@ ROWS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("input_tokens_per_second", "Tokens in", "/s", None),
     ("error_rate", "Errors", "%", False),
     ("goodput", "Goodput", "%", True),
-    ("concurrency_mean", "In flight", "", None),
+    ("goodput_requests_per_second", "Goodput, requests", "/s", True),
+    ("sustained_requests_per_second", "Sustained", "/s", True),
+    ("concurrency_mean", "In flight, mean", "", None),
+    ("concurrency_max", "In flight, most", "", None),
     ("ttft_mean_seconds", "First token, mean", "s", False),
     ("ttft_p50_seconds", "First token, p50", "s", False),
     ("ttft_p95_seconds", "First token, p95", "s", False),
@@ -24,12 +29,21 @@ ROWS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("itl_mean_seconds", "Between tokens, mean", "s", False),
     ("itl_p95_seconds", "Between tokens, p95", "s", False),
     ("itl_p99_seconds", "Between tokens, p99", "s", False),
+    ("itl_request_p95_seconds", "Between tokens, mean of a request, p95", "s", False),
     ("tpot_mean_seconds", "Per output token, mean", "s", False),
     ("e2e_mean_seconds", "End to end, mean", "s", False),
     ("e2e_p50_seconds", "End to end, p50", "s", False),
     ("e2e_p95_seconds", "End to end, p95", "s", False),
     ("e2e_p99_seconds", "End to end, p99", "s", False),
     ("queue_mean_seconds", "Waiting in the engine, mean", "s", False),
+    ("prefix_cache_hit_rate", "Prefix cache hits", "%", True),
+    ("server_running_mean", "Running in the engines, mean", "", None),
+    ("server_waiting_mean", "Waiting in the engines, mean", "", None),
+    ("server_kv_usage_max", "KV cache used, most", "%", None),
+    ("gpu_utilization_mean", "GPU utilization, mean", "%", None),
+    ("gpu_memory_bytes_max", "GPU memory, most", "B", None),
+    ("replicas_max", "Replicas, most", "", None),
+    ("nodes_max", "Nodes, most", "", None),
     ("cost_per_million_tokens_usd", "Cost per million tokens", "$", False),
 )
 
@@ -44,11 +58,13 @@ def shown(value: float | None, unit: str) -> str:
         return f"{value * 100:.2f} %"
     if unit == "$":
         return f"$ {value:.2f}"
+    if unit == "B":
+        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2
     return f"{value:,.{digits}f}{' ' + unit if unit else ''}".replace(",", "\u202f")
 
 
-def name_of(result: Result) -> str:
+def name_of(result: Result | Limit | Matrix) -> str:
     """What a result is called in a table: its stack, or the address."""
     return result.stack if result.stack != "none" else result.url
 
@@ -111,6 +127,23 @@ def markdown(results: Sequence[Result]) -> str:
             if not run.valid:
                 lines += ["", f"{_cell(name)}, run {number} is invalid: {_cell(run.invalid_because)}."]
     return "\n".join(lines) + "\n"
+
+
+def csv(results: Sequence[Result]) -> str:
+    """One line for every run; the metrics by their own names, in base units (seconds, bytes, shares), empty where unknown."""
+    metrics = sorted({name for result in results for run in result.runs for name in run.metrics})
+    plain = ("seconds", "warmup_seconds", "sent", "ok", "failed", "cut", "valid", "invalid_because")
+    text = io.StringIO()
+    sheet = _csv.writer(text, lineterminator="\n")
+    sheet.writerow(["stack", "url", "release", "run", "started", *plain, *metrics])
+    for result in results:
+        for number, run in enumerate(result.runs, 1):
+            known = [str(getattr(run, name)) for name in plain]
+            values = [repr(run.metrics[name]) if name in run.metrics else "" for name in metrics]
+            where = [result.stack, result.url, result.release, str(number), run.started.isoformat()]
+            # A spreadsheet takes a cell that begins like this for a formula; what is in it comes from outside.
+            sheet.writerow([f"'{cell}" if cell[:1] in "=+@" else cell for cell in (*where, *known, *values)])
+    return text.getvalue()
 
 
 def _cell(text: str) -> str:

@@ -1,329 +1,307 @@
-"""`tollgate bench`: measure a stack's service, or any URL."""
+"""`tollgate bench`: measure a stack's service, a Service, or any URL."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+import typer.core
+from rich.console import Console
 from rich.text import Text
 
 import stacks
 from bench import load as generator
-from bench import report
-from bench.job import line, milliseconds
-from bench.results import Result, Run
+from bench import report as reports
+from bench import results
 
-_RATES = (
-    ("requests/s", "requests_per_second"),
-    ("tokens/s out", "output_tokens_per_second"),
-    ("in flight, mean", "concurrency_mean"),
-    ("goodput", "goodput"),
-    ("$/M tokens", "cost_per_million_tokens_usd"),
+from . import _benching as benching
+
+
+class _RunByDefault(typer.core.TyperGroup):
+    """`tollgate bench …` is `tollgate bench run …` unless the first word is one of the other commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure a stack, a Service or a URL. `bench …` is `bench run …`; see `tollgate bench run --help`.",
 )
-_ENGINES = ("ollama", "vllm", "openai")
+
+# --- what every command that measures takes
+
+Stack = Annotated[
+    str | None, typer.Argument(metavar="[STACK]", help="Take service, engine, model and traffic from it.")
+]
+Url = Annotated[str | None, typer.Option(help="Address of the service.")]
+Service = Annotated[str | None, typer.Option(metavar="NAMESPACE/NAME[:PORT]", help="A Service of the cluster.")]
+ClusterName = Annotated[
+    str | None, typer.Option(help="The embedded cluster of that name; with a stack of another target, the context.")
+]
+Model = Annotated[str | None, typer.Option(help="The name by which the engine knows it.")]
+Engine = Annotated[str | None, typer.Option(help="ollama, vllm or openai; default: the stack's, else openai.")]
+Endpoint = Annotated[str, typer.Option(help="chat or generate.")]
+Streamed = Annotated[bool, typer.Option("--stream/--no-stream", help="Read replies token by token.")]
+PromptTokens = Annotated[
+    float | None, typer.Option(min=1, help="Mean length of prompts; default: the stack's, or 128.")
+]
+PromptCv = Annotated[float, typer.Option(min=0, help="Coefficient of variation of that, log-normal.")]
+MaxTokens = Annotated[float | None, typer.Option(min=1, help="Mean length of answers; default: the stack's, or 128.")]
+MaxCv = Annotated[float, typer.Option("--max-tokens-cv", min=0, help="Coefficient of variation of that, log-normal.")]
+ApiKey = Annotated[str, typer.Option(envvar="TOLLGATE_API_KEY", help="Sent as a bearer token.")]
+Header = Annotated[list[str] | None, typer.Option(help="NAME: VALUE, added to every request.")]
+CaFile = Annotated[str, typer.Option(help="PEM file of the authority to trust.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Accept any certificate.")]
+Seed = Annotated[int, typer.Option(help="Of prompts, lengths and arrivals.")]
+Processes = Annotated[
+    int, typer.Option(min=1, max=256, help="Processes of this machine (or of each pod) that share the load.")
+]
+Prometheus = Annotated[str | None, typer.Option(help="Address of a Prometheus that scrapes the service.")]
+CostPerHour = Annotated[float | None, typer.Option(min=0, help="US$ per hour of the whole service.")]
+Machine = Annotated[str | None, typer.Option(help="Or: its machine type, priced by the price book,")]
+Region = Annotated[str, typer.Option(help="in that region,")]
+Nodes = Annotated[int, typer.Option(min=1, help="so many of them.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request has failed.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]
 
 
-def bench(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[STACK]", help="Take engine, model and traffic from it.")
+@app.command()
+def run(
+    name: Stack = None,
+    url: Url = None,
+    service: Service = None,
+    cluster: ClusterName = None,
+    model: Model = None,
+    engine: Engine = None,
+    endpoint: Endpoint = "chat",
+    stream: Streamed = True,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", "-c", min=1, help="Closed loop of so many users.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Address of the service; a stack's is not known outside it.")] = None,
-    model: Annotated[str | None, typer.Option(help="The name by which the engine knows it.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="ollama, vllm or openai; default: the stack's, else openai.")
+    think: Annotated[float, typer.Option(min=0, help="Seconds that a user waits before asking again.")] = 0.0,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="With --concurrency: a batch of so many, then stop.")
     ] = None,
-    endpoint: Annotated[str, typer.Option(help="chat or generate.")] = "chat",
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Read replies token by token.")] = True,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop of so many users.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.0, help="Open loop: Poisson arrivals per second.")] = None,
     constant: Annotated[bool, typer.Option("--constant", help="With --rate: evenly spaced instead.")] = False,
-    duration: Annotated[float | None, typer.Option(min=0.1, help="Seconds of each run, after warm-up.")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, max=100, help="Samples.")] = None,
-    prompt_tokens: Annotated[float, typer.Option(min=1, help="Mean length of prompts.")] = 128,
-    max_tokens: Annotated[float, typer.Option(min=1, help="Mean length of answers.")] = 128,
-    reconnect: Annotated[bool, typer.Option("--reconnect", help="A new connection for every request.")] = False,
-    api_key: Annotated[str, typer.Option(envvar="TOLLGATE_API_KEY", help="Sent as a bearer token.")] = "",
-    header: Annotated[list[str] | None, typer.Option(help="NAME: VALUE, added to every request.")] = None,
-    ca_file: Annotated[str, typer.Option(help="PEM file of the authority to trust.")] = "",
-    seed: Annotated[int, typer.Option(help="Of prompts, lengths and arrivals.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the load.")] = 1,
     burstiness: Annotated[
-        float | None, typer.Option(min=0.0, help="With --rate: CV of the gaps; 1 is Poisson.")
+        float | None, typer.Option(min=0.0, help="With --rate: CV of the gaps, gamma-distributed; 1 is Poisson.")
+    ] = None,
+    stages: Annotated[
+        str | None, typer.Option(metavar="RATE@SECONDS,…", help="Open loop in steps and ramps: 0-50@60,50@120.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay this JSONL or CSV of times and lengths.")] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="With --trace: so many times as fast.")] = 1.0,
+    find_limit: Annotated[
+        bool, typer.Option("--find-limit", help="Find knee and highest rate that holds, by bisection from --rate.")
+    ] = False,
+    precision: Annotated[float, typer.Option(min=0.005, max=0.5, help="Of --find-limit, as a share.")] = 0.05,
+    duration: Annotated[float | None, typer.Option(min=0.1, help="Seconds of each run, after warm-up.")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, max=100, help="Samples.")] = None,
+    prompt_tokens: PromptTokens = None,
+    prompt_tokens_cv: PromptCv = 0.0,
+    max_tokens: MaxTokens = None,
+    max_tokens_cv: MaxCv = 0.0,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts or messages, or ShareGPT.")] = None,
     shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with.")] = 0,
-    find_limit: Annotated[
-        bool, typer.Option("--find-limit", help="Find the highest rate that holds, by bisection.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")] = None,
-    raw_file: Annotated[Path | None, typer.Option("--raw", help="Write a line of JSON for every request.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")] = None,
+    prefix_groups: Annotated[int, typer.Option(min=1, help="With --shared-prefix: so many different ones.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Conversations of so many turns, each with all before it.")] = 1,
+    reconnect: Annotated[bool, typer.Option("--reconnect", help="A new connection for every request.")] = False,
+    timeout: Timeout = 600.0,
+    api_key: ApiKey = "",
+    header: Header = None,
+    ca_file: CaFile = "",
+    insecure: Insecure = False,
+    seed: Seed = 1,
+    processes: Processes = 1,
+    prometheus: Prometheus = None,
+    cost_per_hour: CostPerHour = None,
+    machine: Machine = None,
+    region: Region = "us-central1",
+    nodes: Nodes = 1,
+    json_file: Json = None,
+    html_file: Html = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for every run.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table of medians.")] = None,
+    raw_file: Annotated[
+        Path | None, typer.Option("--raw", help="Keep every request: *.parquet, or a line of JSON each.")
+    ] = None,
     compare: Annotated[list[Path] | None, typer.Option(help="Earlier --json files to set beside this one.")] = None,
 ) -> None:
-    """Measure a stack's service (STACK --url …), or any URL (--url … --model …)."""
+    """Measure a STACK's service, a Service of a cluster (--service), or any address (--url … --model …).
+
+    Ctrl-C ends it early and keeps what was measured, marked as such.
+    """
     stack = stacks.load_stack(name) if name is not None else None
-    if url is None:
+    earlier = [_earlier(path) for path in compare or []]
+    scenario = generator.Scenario(
+        burstiness=burstiness, stages=generator.stages_of(stages) if stages else (), trace=trace, speed=speed,
+        prompts=prompts, prefix_tokens=shared_prefix, prefix_groups=prefix_groups, turns=turns, requests=requests,
+    )  # fmt: skip
+    if scenario.needs_chat and endpoint != "chat":
         raise stacks.InputError(
-            where="--url", got="nothing", allowed="http(s)://host[:port]", fix="give the address of the service"
+            where="--prompts and --turns", got=f"--endpoint {endpoint}", allowed="chat", fix="use --endpoint chat"
         )
-    chosen = engine or (stack.release.engine if stack else "openai")
-    if chosen not in _ENGINES:
-        raise stacks.InputError(where="--engine", got=chosen, allowed=", ".join(_ENGINES), fix="name one of these")
-    if endpoint not in ("chat", "generate"):
-        raise stacks.InputError(where="--endpoint", got=endpoint, allowed="chat, generate", fix="name one of these")
-    asked = model or (stack.release.source if stack else None)
-    if asked is None:
-        raise stacks.InputError(where="--model", got="nothing", allowed="a model of the service", fix="name it")
-    target = generator.Target(
-        url=url,
-        engine=cast(Any, chosen),
-        model=asked,
-        endpoint=cast(Any, endpoint),
-        stream=stream,
-        api_key=api_key,
-        headers=tuple(_header(text) for text in header or []),
-        ca_file=ca_file,
-    )
+    traffic = benching.traffic(
+        stack, users=concurrency, think=think, rate=rate, constant=constant, prompt=(prompt_tokens, prompt_tokens_cv),
+        answer=(max_tokens, max_tokens_cv), open_loop=bool(scenario.stages or trace or find_limit),
+    )  # fmt: skip
+    subject = benching.subject(
+        stack, benching.place(url, service, cluster, stack), pods=0, engine=engine, model=model, endpoint=endpoint,
+        costs=benching.costs(cost_per_hour, machine, region, nodes), stream=stream, api_key=api_key,
+        headers=tuple(benching.header(text) for text in header or []), ca_file=ca_file, insecure=insecure,
+    )  # fmt: skip
     settings = generator.Settings(
         runs=runs or (stack.benchmark.runs if stack and stack.benchmark else 1),
         seconds=duration or (stack.benchmark.seconds if stack and stack.benchmark else 30.0),
-        seed=seed,
-        reconnect=reconnect,
-        workers=workers,
-        raw_file=raw_file,
-    )
-    earlier = [_earlier(path) for path in compare or []]
-    if raw_file is not None:
-        raw_file.write_bytes(b"")
-    traffic = _traffic(stack, concurrency, rate, constant, prompt_tokens, max_tokens)
-    release = _release(stack) or stacks.digest({"url": url, "engine": chosen, "model": asked})
+        seed=seed, reconnect=reconnect, workers=processes, raw_file=raw_file, request_timeout=timeout,
+        context_tokens=stack.release.context_tokens if stack else None,
+    )  # fmt: skip
     console = Console()
-    load, source = _special(traffic, seed, endpoint, burstiness, trace, speed, prompts, shared_prefix)
+    measuring = _Measuring(
+        subject=subject, traffic=traffic, settings=settings, scenario=scenario, console=console,
+        observer=benching.observer(subject, prometheus, lambda text: console.print(text, style="yellow", soft_wrap=True)),
+    )  # fmt: skip
     if find_limit:
-        _limit(console, target, traffic, settings, release, stack, rate)
+        _limit(measuring, rate or 1.0, precision, json_file, html_file)
         return
-    with _view(console, settings) as (progress, say):
-        result = generator.run(
-            target,
-            traffic,
-            settings,
-            release=release,
-            stack=stack.name if stack else "none",
-            costs=generator.Costs(objectives=stack.objectives if stack else None),
-            progress=progress,
-            say=say,
-            load=load,
-            source=source,
-        )
-    if json_file is not None:
-        json_file.write_text(result.model_dump_json(indent=1) + "\n")
-    if html_file is not None:
-        html_file.write_text(report.html([*earlier, result]))
-    summarize(result, console)
+    result = measuring()
+    benching.written(json_file, result.model_dump_json(indent=1) + "\n")
+    benching.written(html_file, reports.html([*earlier, result]))
+    benching.written(csv_file, reports.csv([*earlier, result]))
+    benching.written(markdown_file, reports.markdown([*earlier, result]))
+    reports.summarize(result, console)
     for before in earlier:
-        _changes(before, result, console)
-    if json_file is not None:
-        console.print(f"result: {json_file}", soft_wrap=True)
-    if html_file is not None:
-        console.print(f"report: {html_file}", soft_wrap=True)
-    if not result.runs or not any(run.ok for run in result.runs):
+        reports.differences(before, result, console)
+    for words, path in (("result", json_file), ("report", html_file), ("records", raw_file)):
+        if path is not None:
+            console.print(f"{words}: {path}", soft_wrap=True)
+    if not result.runs or not any(one.ok for one in result.runs):
         raise typer.Exit(1)
 
 
-def _header(text: str) -> tuple[str, str]:
-    key, colon, value = text.partition(":")
-    if not colon or not key.strip():
-        raise stacks.InputError(where="--header", got=text, allowed="NAME: VALUE", fix="put a colon after the name")
-    return key.strip(), value.strip()
+@dataclass(frozen=True, kw_only=True)
+class _Measuring:
+    """A benchmark that only has to be started."""
 
+    subject: benching.Subject
+    traffic: stacks.Traffic
+    settings: generator.Settings
+    scenario: generator.Scenario
+    console: Console
+    observer: generator.Observer | None
 
-def _traffic(
-    stack: stacks.Stack | None, users: int | None, rate: float | None, constant: bool, prompt: float, answer: float
-) -> stacks.Traffic:
-    """The stack's own traffic unless an option says otherwise."""
-    if users is not None and rate is not None:
-        raise stacks.InputError(
-            where="--concurrency and --rate", got="both", allowed="one of them", fix="remove one: closed or open loop"
+    def __call__(self) -> results.Result:
+        with reports.live(self.console) as (progress, say):
+            return self.run(progress=progress, say=say)
+
+    def run(
+        self,
+        *,
+        progress: Callable[[generator.Progress], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> results.Result:
+        subject = self.subject
+        return generator.run(
+            subject.target,
+            self.traffic,
+            self.settings,
+            release=subject.release,
+            stack=subject.name,
+            replicas=subject.replicas,
+            costs=subject.costs,
+            environment=subject.environment,
+            scenario=self.scenario,
+            observer=self.observer,
+            progress=progress,
+            say=say,
         )
-    if stack is not None and users is None and rate is None:
-        return stack.traffic
-    prompts = stack.traffic.prompt_tokens if stack else stacks.Tokens(mean=prompt)
-    answers = stack.traffic.output_tokens if stack else stacks.Tokens(mean=answer)
-    if rate is None:
-        return stacks.Traffic(arrival="closed", users=users or 1, prompt_tokens=prompts, output_tokens=answers)
-    arrival: Literal["constant", "poisson"] = "constant" if constant else "poisson"
-    return stacks.Traffic(arrival=arrival, requests_per_second=rate, prompt_tokens=prompts, output_tokens=answers)
 
 
-def _special(
-    traffic: stacks.Traffic,
-    seed: int,
-    endpoint: str,
-    burstiness: float | None,
-    trace: Path | None,
-    speed: float,
-    prompts: Path | None,
-    shared_prefix: int,
-) -> tuple[Callable[[int], generator.Load] | None, Callable[[int], generator.Source] | None]:
-    """Arrivals and prompts that `stacks.Traffic` has no words for."""
-    if trace is not None:
-        replayed = generator.read_trace(trace)
-        return lambda _: replayed.load(speed=speed), lambda number: replayed.source(seed + number)
-    load: Callable[[int], generator.Load] | None = None
-    source: Callable[[int], generator.Source] | None = None
-    if burstiness is not None:
-        mean = traffic.requests_per_second
-        if mean is None:
-            raise stacks.InputError(where="--burstiness", got="no rate", allowed="an open loop", fix="add --rate")
-        load = lambda number: generator.Open.steady(mean, cv=burstiness, seed=seed + number)  # noqa: E731
-    if prompts is not None:
-        if endpoint != "chat":
-            raise stacks.InputError(
-                where="--prompts", got="--endpoint generate", allowed="chat", fix="use --endpoint chat"
-            )
-        said = generator.read_dialogues(prompts)
-        answers = round(traffic.output_tokens.mean)
-        source = lambda _: generator.Conversations(said, [answers])  # noqa: E731
-    elif shared_prefix:
-        source = lambda n: generator.SharedPrefix(traffic, seed + n, prefix_tokens=shared_prefix)  # noqa: E731
-    return load, source
-
-
-def _earlier(path: Path) -> Result:
+def _earlier(path: Path) -> results.Result:
     try:
-        return Result.model_validate_json(path.read_bytes())
+        return results.Result.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise stacks.InputError(
-            where=f"--compare {path}", got=str(error).splitlines()[0], allowed="a file of --json", fix="name another"
+            where=str(path), got=str(error).splitlines()[0], allowed="a file of --json", fix="name another"
         ) from error
 
 
 def _limit(
-    console: Console,
-    target: generator.Target,
-    traffic: stacks.Traffic,
-    settings: generator.Settings,
-    release: str,
-    stack: stacks.Stack | None,
-    rate: float | None,
+    measuring: _Measuring, start: float, precision: float, json_file: Path | None, html_file: Path | None
 ) -> None:
     """Bisect to the highest rate that keeps the stack's promises, or at which the service just keeps up."""
-    objectives = stack.objectives if stack else None
+    objectives = measuring.subject.stack.objectives if measuring.subject.stack else None
+    console, kept = measuring.console, []
 
-    def measure(tried: float) -> Run:
-        asked = stacks.Traffic(
-            arrival="poisson",
-            requests_per_second=tried,
-            prompt_tokens=traffic.prompt_tokens,
-            output_tokens=traffic.output_tokens,
-        )
-        once = replace(settings, runs=1)
-        costs = generator.Costs(objectives=objectives)
-        return generator.run(target, asked, once, release=release, stack="none", costs=costs).runs[0]
+    def measure(tried: float) -> results.Run:
+        asked = measuring.traffic.model_copy(update={"requests_per_second": tried})
+        once = replace(measuring, traffic=asked, settings=replace(measuring.settings, runs=1))
+        with reports.live(console) as (progress, _):
+            found = once.run(progress=progress if console.is_terminal else None)
+        kept.append(found)
+        if not found.runs:
+            raise stacks.TollgateError("interrupted before anything was measured")
+        return found.runs[0]
 
     def say(step: generator.Step) -> None:
-        console.print(
-            Text(f"{step.rate:9.2f} requests/s: {step.because or 'holds'}", style="" if step.because else "green")
-        )
+        words = Text(f"{step.rate:9.2f} requests/s: {step.because or 'holds'}", style="" if step.because else "green")
+        console.print(words, soft_wrap=True)
 
-    found = generator.sweep(measure, start=rate or 1.0, objectives=objectives, say=say)
+    found = generator.sweep(measure, start=start, precision=precision, objectives=objectives, say=say)
     console.print(Text(f"highest rate that holds: {found.highest:.2f} requests/s", style="bold"))
-
-
-def _changes(before: Result, after: Result, console: Console) -> None:
-    """Medians of two results side by side."""
-    table = Table(
-        box=None, header_style="bold", title=f"against {before.stack}, measured {before.runs[0].started:%F %T}"
+    if found.highest:
+        console.print(f"knee (most rate for its latency): {found.knee:.2f} requests/s")
+    limit = results.Limit(
+        release=measuring.subject.release,
+        stack=measuring.subject.name,
+        url=measuring.subject.target.url,
+        traffic=measuring.traffic,
+        objectives=objectives,
+        highest_requests_per_second=found.highest,
+        lowest_refused_requests_per_second=found.lowest_refused if found.lowest_refused < float("inf") else None,
+        knee_requests_per_second=found.knee,
+        steps=tuple(
+            results.LimitStep(requests_per_second=step.rate, because=step.because, run=step.run) for step in found.steps
+        ),
+        server=kept[0].server,
+        tool_version=kept[0].tool_version,
     )
-    for column in ("", "before", "now", "ratio"):
-        table.add_column(column, justify="right" if column else "left")
-    for change in report.comparison(before, after):
-        style = {True: "green", False: "red", None: ""}[change.better]
-        ratio = Text("-" if change.ratio is None else f"× {change.ratio:.3f}", style=style)
-        table.add_row(change.words, change.before, change.after, ratio)
-    console.print(table)
+    benching.written(json_file, limit.model_dump_json(indent=1) + "\n")
+    benching.written(html_file, reports.html([], limits=[limit]))
 
 
-def _release(stack: stacks.Stack | None) -> str | None:
-    if stack is None:
-        return None
-    import values
-
-    return values.release_digest(stack.release)
-
-
-@contextmanager
-def _view(
-    console: Console, settings: generator.Settings
-) -> Iterator[tuple[Callable[[generator.Progress], None], Callable[[str], None]]]:
-    """A live view on a terminal; elsewhere a line every five seconds."""
-    if console.is_terminal:
-        with Live(Text("connecting…"), console=console, refresh_per_second=8, transient=True) as live:
-            began = time.monotonic()
-            yield lambda now: live.update(panel(now, settings, time.monotonic() - began)), live.console.print
-        return
-    last = 0.0
-
-    def progress(now: generator.Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 5.0:
-            last = time.monotonic()
-            print(line(now), flush=True)
-
-    yield progress, lambda text: print(text, flush=True)
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="What --json wrote, of any kind.")],
+    html_file: Html = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for every run.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write tables.")] = None,
+) -> None:
+    """Make the page, the table or the sheet of results measured before; several are set side by side."""
+    found: dict[str, list[Any]] = {"result": [], "limit": [], "matrix": []}
+    for path in files:
+        one = results.read(path)
+        found[type(one).__name__.lower()].append(one)
+    benching.written(html_file, reports.html(found["result"], limits=found["limit"], matrices=found["matrix"]))
+    benching.written(csv_file, reports.csv(found["result"]))
+    text = reports.markdown(found["result"]) if found["result"] else ""
+    text += "".join(reports.matrix_markdown(one) for one in found["matrix"])
+    benching.written(markdown_file, text)
+    if html_file is None and csv_file is None and markdown_file is None:
+        typer.echo(text, nl=False)
 
 
-def panel(now: generator.Progress, settings: generator.Settings, elapsed: float) -> Group:
-    """The live view: where the benchmark is, and the last few hundred answers."""
-    table = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        table.add_column(justify="right")
-    table.add_row("rate", f"{now.rate:.1f} req/s", "in flight", str(now.concurrency))
-    table.add_row("ttft p50", milliseconds(now.ttft_p50), "p95", milliseconds(now.ttft_p95))
-    table.add_row("e2e p50", milliseconds(now.e2e_p50), "p95", milliseconds(now.e2e_p95))
-    table.add_row("ok", str(now.ok), "failed", Text(str(now.failed), style="red" if now.failed else ""))
-    errors = [Text(f"{kind}: {count}", style="red") for kind, count in (now.errors or {}).items()]
-    head = Text(f"run {now.run} of {now.runs}: {now.phase}", style="bold")
-    bar = ProgressBar(total=elapsed + now.eta, completed=elapsed, width=40)
-    return Group(head, bar, Text(f"{now.eta:.0f} s left", style="dim"), table, *errors)
-
-
-def summarize(result: Result, console: Console) -> None:
-    """One line per run and why a run is invalid."""
-    said = ", ".join(f"{key} {value}" for key, value in result.server.items())
-    console.print(Text(f"{result.url} ({said})"), soft_wrap=True)
-    table = Table(box=None, header_style="bold")
-    table.add_column("")
-    # A terminal has room for a few runs; the last ones stand for the rest, which the file has.
-    shown = list(enumerate(result.runs, 1))[-6:]
-    for number, run in shown:
-        table.add_column(f"run {number}" if run.valid else f"run {number} !", justify="right")
-    runs = [run for _, run in shown]
-    table.add_row("warm-up", *(f"{run.warmup_seconds:.1f} s" for run in runs))
-    table.add_row("ok / failed / cut", *(f"{run.ok} / {run.failed} / {run.cut}" for run in runs))
-    for words, key in _RATES:
-        if not any(key in run.metrics for run in runs):
-            continue
-        table.add_row(words, *(f"{run.metrics[key]:.2f}" if key in run.metrics else "-" for run in runs))
-    for words, family in (("first token", "ttft"), ("between tokens", "itl"), ("end to end", "e2e")):
-        for share in ("mean", "p50", "p95", "p99"):
-            values = [run.metrics.get(f"{family}_{share}_seconds", float("nan")) for run in runs]
-            if any(value == value for value in values):
-                table.add_row(f"{words}, {share}", *(milliseconds(value) for value in values))
-    console.print(table)
-    for number, run in enumerate(result.runs, 1):
-        if not run.valid:
-            console.print(Text(f"run {number} is invalid: {run.invalid_because}", style="yellow"), soft_wrap=True)
-        for kind, count in run.errors.items():
-            console.print(Text(f"run {number}: {count} × {kind}", style="red"), soft_wrap=True)
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of what --json writes."""
+    typer.echo(results.schema())

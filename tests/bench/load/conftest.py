@@ -48,13 +48,14 @@ def measured() -> Callable[..., load.Progress]:
     def run(url: str, engine: str = "ollama", users: int = 5, **given: object) -> object:
         targets = {k: given.pop(k) for k in list(given) if k in load.Target.__dataclass_fields__}
         settings = {k: given.pop(k) for k in list(given) if k in load.Settings.__dataclass_fields__}
-        calls = {k: given.pop(k) for k in list(given) if k in ("costs", "progress", "stopper", "load", "source", "say")}
+        names = ("costs", "progress", "stopper", "scenario", "crews", "observer", "say")
+        calls = {k: given.pop(k) for k in list(given) if k in names}
         asked = {"arrival": "closed", "users": users, "prompt_tokens": 16.0, "output_tokens": 8.0, **given}
         for _ in range(3):
             result = load.run(
                 load.Target(url=url, engine=engine, model="tiny", **targets),
                 stacks.Traffic.model_validate(asked),
-                load.Settings(**{"runs": 1, "seconds": 2.0, "ready_timeout": 10.0, **settings}),
+                load.Settings(**{"runs": 1, "seconds": 1.0, "ready_timeout": 10.0, **settings}),
                 release=RELEASE,
                 stack="test",
                 **calls,

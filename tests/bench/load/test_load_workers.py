@@ -50,7 +50,8 @@ def fake(rate: float, capacity: float) -> Run:
     keeps_up = rate <= capacity
     return Run(
         started=datetime.now(UTC), seconds=10, warmup_seconds=0, sent=100, ok=100, failed=0, cut=0,
-        metrics={"requests_per_second": min(rate, capacity), "e2e_p95_seconds": 1.0 + rate / capacity},
+        metrics={"requests_per_second": min(rate, capacity), "e2e_p95_seconds": 1.0 + rate / capacity,
+                 "e2e_mean_seconds": 1.0 / max(0.01, 1 - rate / capacity / 1.1)},
         valid=keeps_up, invalid_because="" if keeps_up else "not representative: latency changed",
     )  # fmt: skip
 
@@ -124,11 +125,12 @@ def test_a_trace_that_goes_back_in_time_is_refused_by_line(tmp_path: Path) -> No
         load.read_trace(file)
 
 
-def test_a_replay_sends_every_request_of_the_trace_and_ends(serve: Serve, measured: Measured) -> None:
-    trace = load.Trace(moments=tuple(i * 0.02 for i in range(100)), prompt_tokens=(12,) * 100, output_tokens=(3,) * 100)
-    (run,) = measured(
-        serve("--ttft", 0.02), load=lambda _: trace.load(), source=lambda seed: trace.source(seed), seconds=30.0
-    ).runs
+def test_a_replay_sends_every_request_of_the_trace_and_ends(serve: Serve, measured: Measured, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    rows = [{"time": i * 0.02, "prompt_tokens": 12, "output_tokens": 3} for i in range(100)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = measured(serve("--ttft", 0.02), scenario=load.Scenario(trace=file, speed=2.0), seconds=30.0).runs
+    assert run.seconds < 2.0
     assert run.ok == 100
     assert run.cut == run.failed == 0
     assert run.metrics["input_tokens_mean"] == 12
@@ -146,9 +148,12 @@ def test_dialogues_ask_each_user_turn_with_what_was_said_before(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("engine", ["ollama", "vllm"])
-def test_dialogues_are_served_like_any_other_prompt(serve: Serve, measured: Measured, engine: str) -> None:
-    said = [[{"role": "user", "content": "a b c"}], [{"role": "user", "content": "d e f"}]]
-    (run,) = measured(serve("--ttft", 0.02), engine, source=lambda _: load.Conversations(said, [4])).runs
+def test_dialogues_are_served_like_any_other_prompt(
+    serve: Serve, measured: Measured, tmp_path: Path, engine: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a b c"}\n{"messages": [{"role": "user", "content": "d e f"}]}\n')
+    (run,) = measured(serve("--ttft", 0.02), engine, scenario=load.Scenario(prompts=file)).runs
     assert run.valid, run.invalid_because
     assert run.metrics["input_tokens_mean"] == 3
 
@@ -161,3 +166,13 @@ def test_a_shared_prefix_is_shared_within_its_group_and_nothing_else_is() -> Non
     assert prompts[0][:60] == prompts[2][:60] != prompts[1][:60]
     assert prompts[0][60:63] != prompts[2][60:63]
     assert math.isclose(source(0).prompt_tokens, 100)
+
+
+def test_the_traffic_s_own_prefix_is_shared_by_as_many_requests_as_it_says() -> None:
+    asked = {"users": 1, "prompt_tokens": 100.0, "output_tokens": 1.0, "prefix": {"tokens": 60, "hit_rate": 0.75}}
+    traffic = stacks.Traffic.model_validate(asked)
+    source = load.Scenario().sources(traffic, 1, None)(0)
+    begins = [b" ".join(source(i).content.split(b" ")[:60]) for i in range(400)]
+    common = max(set(begins), key=begins.count)
+    assert begins.count(common) == pytest.approx(300, abs=3)
+    assert len(set(begins)) == 401 - begins.count(common)
