@@ -102,10 +102,11 @@ class Bucket:
         options = dict(parse_qsl(parts.query))
         settings: dict[str, Any] = {"client_options": {"timeout": "20s", "connect_timeout": "5s"}}
         settings["retry_config"] = {"max_retries": 3}
+        # The words of Pulumi's own state URLs, so that one set of settings serves both.
+        plain = options.pop("disableSSL", "false") == "true"
+        settings["client_options"]["allow_http"] = plain
         if parts.scheme == "s3":
-            # The words of Pulumi's own state URLs, so that one set of settings serves both.
             endpoint = options.pop("endpoint", os.environ.get("AWS_ENDPOINT_URL"))
-            plain = options.pop("disableSSL", "false") == "true"
             settings["virtual_hosted_style_request"] = (
                 options.pop("s3ForcePathStyle", "false") != "true" and not endpoint
             )
