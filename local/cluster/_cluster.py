@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ._components import MARKER, code_root
 from ._layout import Addresses, Layout, cluster_home, layout
 from ._plan import DATA, PROGRAMS, Plan
 
+_PLUGIN = code_root() / "local" / "provider" / "bin" / "pulumi-resource-kubernetes"
 _NEEDED_BYTES = 500 * 2**20
 _START_LIMIT_SECONDS = 180
 _STOP_LIMIT_SECONDS = 20
@@ -64,16 +66,18 @@ class Cluster:
 
         env = dict(os.environ)
         folders = [str(Path(sys.executable).parent), str(tools.bin_dir())]
-        if not _official_plugin(env):
-            folders.append(str(code_root() / "local" / "provider" / "bin"))
+        state = root / ".tollgate"
+        if "PULUMI_HOME" not in env:
+            env["PULUMI_HOME"] = str(_home(state / "pulumi-home"))
+        elif not any(Path(env["PULUMI_HOME"], "plugins").glob("resource-kubernetes-v*")):
+            # Nothing is put into a home of the user's: other clusters are not for the stand-in.
+            folders.append(str(_PLUGIN.parent))
         env["PATH"] = os.pathsep.join([*folders, env.get("PATH", os.defpath)])
         env["KUBECONFIG"] = str(self.kubeconfig)
         env["TOLLGATE_CLUSTER"] = self.name
         env["TOLLGATE_PYTHON"] = sys.executable
-        state = root / ".tollgate"
         (state / "pulumi").mkdir(parents=True, exist_ok=True)
         env.setdefault("PULUMI_BACKEND_URL", f"file://{state / 'pulumi'}")
-        env.setdefault("PULUMI_HOME", str(state / "pulumi-home"))
         env.setdefault("PULUMI_CONFIG_PASSPHRASE", "")
         env["PULUMI_SKIP_UPDATE_CHECK"] = "true"
         env["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "true"
@@ -319,9 +323,18 @@ def _memory(pid: int | None) -> int:
         return 0
 
 
-def _official_plugin(env: dict[str, str]) -> bool:
-    homes = [Path(env["PULUMI_HOME"])] if env.get("PULUMI_HOME") else []
-    return any(any((home / "plugins").glob("resource-kubernetes-v*")) for home in [*homes, Path.home() / ".pulumi"])
+def _home(home: Path) -> Path:
+    """A home for Pulumi with a `kubernetes` plugin of the version that its SDK asks for: the official one where the user has
+    it, else ours. On PATH ours would be found too, but with two warnings in every command."""
+    folder = Path("plugins") / f"resource-kubernetes-v{metadata.version('pulumi-kubernetes')}"
+    official = Path.home() / ".pulumi" / folder / _PLUGIN.name
+    link = home / folder / _PLUGIN.name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    aside = link.with_name(f".{link.name}-{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(official if official.is_file() else _PLUGIN)
+    aside.replace(link)
+    return home
 
 
 @contextlib.contextmanager

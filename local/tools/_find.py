@@ -205,8 +205,9 @@ def _write_answers(kept: dict[str, list[int] | None]) -> None:
         Path(file.name).replace(_answers())
 
 
-# The language host looks for its executor in the folder that it really lies in, so a symbolic link would lead it astray.
-_BY_ITS_OWN_PLACE = frozenset({"pulumi-language-python"})
+# The language host looks for its executor, and Pulumi for its language host, in the folder that they really lie in: symbolic
+# links would lead them astray.
+_BY_ITS_OWN_PLACE = frozenset({"pulumi", "pulumi-language-python"})
 
 
 def _same_file(one: Path, other: Path) -> bool:

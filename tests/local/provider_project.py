@@ -38,7 +38,6 @@ class Project:
         self.environment = {
             **environment,
             "PULUMI_BACKEND_URL": f"file://{folder / 'state'}",
-            "PULUMI_HOME": str(folder / "home"),
             "PULUMI_CONFIG_PASSPHRASE": "test",
             "NO_COLOR": "1",
         }
