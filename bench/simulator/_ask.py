@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -234,7 +234,7 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
         raise _invalid("list_type", "messages", "Input should be a valid list", messages)
     if not messages:
         raise Refused(400, "list index out of range", param="messages")
-    tokens = 0
+    total = 0
     for at, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _invalid("dict_type", f"messages.{at}", "Input should be a valid dictionary", message)
@@ -243,14 +243,14 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
             raise _invalid("missing", f"messages.{at}.role", "Field required", message)
         content = message.get("content")
         if type(content) is str:
-            tokens += count(content)
+            total += count(content)
         elif content is None and (role == "assistant" or "tool_calls" in message):
-            tokens += 1
+            total += 1
         elif isinstance(content, list):
-            tokens += content_tokens(content)
+            total += content_tokens(content)
         else:
             raise _invalid("string_type", f"messages.{at}.content", "Input should be a valid string", content)
-    ask.prompts = [max(1, tokens)]
+    ask.prompts = [max(1, total)]
     if len(messages) == 1 and type(messages[0].get("content")) is str:
         ask.text = messages[0]["content"]
     else:
@@ -371,6 +371,11 @@ def _format(form: Any, ask: Ask, draw: int) -> None:
         )
 
 
+def tokens(value: Any) -> TypeGuard[list[float]]:
+    """Whether `value` is a list of token ids; JSON knows no difference between 7 and 7.0."""
+    return isinstance(value, list) and all(type(t) is int or (type(t) is float and t.is_integer()) for t in value)
+
+
 def completion(data: dict[str, Any]) -> Ask:
     """A `/v1/completions` request; its prompt may be text, tokens, or a list of either."""
     ask = Ask(False, _model(data))
@@ -381,13 +386,9 @@ def completion(data: dict[str, Any]) -> Ask:
         ask.prompts, ask.text = [max(1, count(prompt))], prompt
     elif isinstance(prompt, list) and prompt and all(isinstance(p, str) for p in prompt):
         ask.prompts, ask.text = [max(1, count(p)) for p in prompt], prompt[0]
-    elif isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
+    elif tokens(prompt) and prompt:
         ask.prompts = [len(prompt)]
-    elif (
-        isinstance(prompt, list)
-        and prompt
-        and all(isinstance(p, list) and all(type(t) is int for t in p) for p in prompt)
-    ):
+    elif isinstance(prompt, list) and prompt and all(tokens(p) for p in prompt):
         ask.prompts = [max(1, len(p)) for p in prompt]
     else:
         raise _invalid("string_type", "prompt.str", "Input should be a valid string", prompt)

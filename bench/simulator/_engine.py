@@ -205,7 +205,7 @@ class BatchEngine(Scheduler):
             seq.made += 1
             if seq.made == 1:
                 seq.first = now
-                self.backlog -= seq.prompt
+                self._backlog(-seq.prompt)
                 stats.first_token(seq)
             else:
                 if seq.last == previous:

@@ -187,7 +187,7 @@ def exposition(
         "Number of admission attempts rejected by a queue limit, by reason.",
         [
             (f'model_name="{name}",reason="max_num_queued_reqs"', values[stats.rejected]),
-            (f'model_name="{name}",reason="max_num_queued_tokens"', 0.0),
+            (f'model_name="{name}",reason="max_num_queued_tokens"', values[stats.rejected_tokens]),
         ],
     )
     before, after = 'engine="0",', f',model_name="{name}"'

@@ -24,6 +24,7 @@ from ._options import warn
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_STREAMS = 128
 MAX_RESETS = 200
+MAX_FRAME = 16384  # the protocol's default, which nobody is offered more than
 _NOT_SENT = (b"connection", b"transfer-encoding", b"keep-alive")
 
 
@@ -68,8 +69,10 @@ class Link(asyncio.Protocol):
         self.streams: dict[int, Stream] = {}
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
         self.received = 0
+        self._left = len(PREFACE)
+        self._head = b""
         self._resets = 0
-        self._served = 0
+        self.served = 0
 
     @property
     def busy(self) -> Stream | None:
@@ -110,6 +113,10 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.epoch = self.server.epoch
+        if self._overlong(data):
+            self.h2.close_connection(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
+            self._close()
+            return
         try:
             for event in self.h2.receive_data(data):
                 self._event(event)
@@ -120,6 +127,25 @@ class Link(asyncio.Protocol):
         self._send()
 
     def eof_received(self) -> bool:
+        return False
+
+    def _overlong(self, data: bytes) -> bool:
+        """Whether a frame in `data` is longer than allowed. h2 looks only when all of it has come, 16 MiB at most."""
+        at = min(self._left, len(data))
+        self._left -= at
+        while at < len(data):
+            more = 9 - len(self._head)
+            self._head += data[at : at + more]
+            at += more
+            if len(self._head) < 9:
+                break
+            length = int.from_bytes(self._head[:3], "big")
+            self._head = b""
+            if length > MAX_FRAME:
+                return True
+            here = min(length, len(data) - at)
+            self._left = length - here
+            at += here
         return False
 
     def _event(self, event: h2.events.Event) -> None:
@@ -142,7 +168,7 @@ class Link(asyncio.Protocol):
             if stream is not None:
                 self.forget(stream)
                 stream.gone()
-            if self._resets > MAX_RESETS + self._served:
+            if self._resets > MAX_RESETS + self.served:
                 self.refuse(429, "streams are opened only to be reset")
         elif isinstance(event, h2.events.WindowUpdated | h2.events.RemoteSettingsChanged):
             for waiting in [stream] if stream is not None else list(self.streams.values()):
@@ -174,7 +200,6 @@ class Link(asyncio.Protocol):
         self.received -= len(stream.body)
         stream.body.clear()
         self.streams.pop(stream.number, None)
-        self._served += 1
         self.epoch = self.server.epoch
 
     def send(self) -> None:
@@ -322,4 +347,5 @@ class Stream:
 
     def _over(self) -> None:
         self.closing = True
+        self.link.served += 1
         self.link.forget(self)

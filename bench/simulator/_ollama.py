@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from . import _ask
+from . import _ask, _native_ask
 from ._answers import Prepared
 from ._ask import Ask, Refused
 from ._http import GIN, Client, Request
@@ -47,6 +47,7 @@ class Ollama:
         self.machine = machine
         self.options = options
         self.library = Library(machine, options, self.head)
+        self.keys = frozenset(b"Bearer " + key.encode() for key in options.api_keys)
         self.draining = False
         post, get = b"POST", b"GET"
         self.routes: dict[bytes, tuple[bytes, Handler]] = {
@@ -95,6 +96,9 @@ class Ollama:
         method, handler = found
         if request.method != method and not (request.method == b"HEAD" and method == b"GET"):
             return self.head.reply(405, b"text/plain", b"405 method not allowed", extra=b"Allow: %b\r\n" % method)
+        if self.keys and request.path != b"/" and request.authorization not in self.keys:
+            # Ollama itself asks for none; what stands before it does, and answers so.
+            return self._refused(request.path, Refused(401, "unauthorized"))
         try:
             response = handler(connection, request)
         except Refused as refused:
@@ -105,7 +109,9 @@ class Ollama:
 
     def _refused(self, path: bytes, refused: Refused) -> bytes:
         if path.startswith(b"/v1/"):
-            kind = {400: "invalid_request_error", 404: "not_found_error"}.get(refused.status, "api_error")
+            kind = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}.get(
+                refused.status, "api_error"
+            )
             body: Any = {"error": {"message": refused.message, "type": kind, "param": None, "code": None}}
         else:
             body = {"error": refused.message}
@@ -193,7 +199,7 @@ class Ollama:
         """GET /openapi.json (the simulator's own; Ollama serves none)"""
         from ._openapi import ollama_document
 
-        return self._json(ollama_document(self.options.version))
+        return self._json(ollama_document(self.options))
 
     # Reading
 
@@ -226,32 +232,6 @@ class Ollama:
             return go_duration(str(value), self.options.keep_alive)
         except OptionError as error:
             raise Refused(400, str(error)) from None
-
-    def _options(self, data: dict[str, Any]) -> tuple[int | None, tuple[str, ...], int]:
-        """(num_predict, stop, num_ctx) of a native request."""
-        options = data.get("options")
-        if options is None:
-            return None, (), self.options.context_tokens
-        if not isinstance(options, dict):
-            raise Refused(
-                400, "json: cannot unmarshal value into Go struct field .options of type map[string]interface {}"
-            )
-        for name in ("num_predict", "num_ctx", "seed", "top_k", "num_keep"):
-            value = options.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise Refused(400, f'option "{name}" must be of type integer')
-        for name in ("temperature", "top_p", "repeat_penalty"):
-            value = options.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise Refused(400, f'option "{name}" must be of type float32')
-        predict = options.get("num_predict")
-        stop = options.get("stop") or ()
-        if isinstance(stop, str):
-            stop = (stop,)
-        if not isinstance(stop, list | tuple) or not all(isinstance(s, str) for s in stop):
-            raise Refused(400, 'option "stop" must be of an array')
-        context = options.get("num_ctx") or self.options.context_tokens
-        return (int(predict) if predict is not None else None), tuple(filter(None, stop)), max(4, int(context))
 
     # Generating, natively
 
@@ -311,8 +291,8 @@ class Ollama:
         empty: bool,
     ) -> bytes | None:
         keep_alive = self._keep_alive(data)
-        predict, stops, context = self._options(data)
-        said = self._structured(data)
+        predict, stops, context = _native_ask.options(data, self.options.context_tokens)
+        said = _native_ask.structured(data, self.machine.draws.next())
         if self.draining:
             return self.refuse(503, "server is shutting down")
         if empty:
@@ -328,7 +308,7 @@ class Ollama:
         tokens = max(1, min(tokens, context - 1))
         stream = data.get("stream", True) is not False
         arrived = self.library.clock()
-        calls = _tools(data) if chat and said is None else None
+        calls = _native_ask.tools(data) if chat and said is None else None
 
         def start() -> bytes | None:
             kind = NativeStream if stream else NativeWhole
@@ -342,20 +322,6 @@ class Ollama:
         body: dict[str, Any] = {"model": model.asked, "created_at": stamp()}
         body |= {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
         return body | {"done": True, "done_reason": reason}
-
-    def _structured(self, data: dict[str, Any]) -> str | None:
-        form = data.get("format")
-        if not form:
-            return None
-        if form == "json":
-            return '{"answer": "text"}'
-        if isinstance(form, dict):
-            from ._schema import instance
-
-            return orjson.dumps(instance(form, self.machine.draws.seed)).decode()
-        raise Refused(
-            400, f'invalid format: {orjson.dumps(form).decode()}; expected "json" or a valid JSON Schema object'
-        )
 
     def _when_loaded(
         self, connection: Client, model: Model, keep_alive: float | None, then: Callable[[], bytes | None]
@@ -478,17 +444,3 @@ class Ollama:
             return self._json(self._model(name).openai())
         except Refused as refused:
             return self._refused(b"/v1/", refused)
-
-
-def _tools(data: dict[str, Any]) -> tuple[str, Any] | None:
-    """The tool call to answer with: the first tool, when tools are given and the user spoke last."""
-    tools = data.get("tools")
-    messages = data.get("messages") or [{}]
-    if not isinstance(tools, list) or not tools or messages[-1].get("role") != "user":
-        return None
-    function = tools[0].get("function") if isinstance(tools[0], dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Refused(400, "invalid tool: a function with a name is required")
-    from ._schema import instance
-
-    return function["name"], instance(function.get("parameters") or {"type": "object"}, 1)

@@ -71,9 +71,12 @@ class Faults:
         for part in filter(None, (part.strip() for part in text.split(","))):
             key, _, value = part.partition("=")
             if key not in cls.__dataclass_fields__:
-                raise OptionError(f"faults: got {key!r}; allowed: {', '.join(cls.__dataclass_fields__)}")
+                raise OptionError(f"TOLLGATE_SIM_FAULTS: got {key!r}; allowed: {', '.join(cls.__dataclass_fields__)}")
             values[key] = number(
-                f"faults {key}", value, 1.0 if key == "slow_factor" else 0.0, 1000.0 if key == "slow_factor" else 1.0
+                f"TOLLGATE_SIM_FAULTS {key}",
+                value,
+                1.0 if key == "slow_factor" else 0.0,
+                1000.0 if key == "slow_factor" else 1.0,
             )
         return cls(**values)
 

@@ -156,7 +156,7 @@ class PacedEngine(Scheduler):
         seq.made += 1
         if seq.made == 1:
             seq.first = when
-            self.backlog -= seq.prompt
+            self._backlog(-seq.prompt)
             self.stats.first_token(seq)
         else:
             self.stats.gaps(self.itl * seq.slow, 1)

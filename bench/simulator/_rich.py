@@ -70,6 +70,7 @@ def rich_answer(
             index=made.index,
         )
         seq.max_tokens = room
+        seq.alone = choices_ == 1
         if fate is not None:
             seq.slow = fate.slow
         if kitchen.caching:
@@ -144,6 +145,10 @@ class Rich:
         if self.left:
             return
         kitchen = self.kitchen
+        if len(self.seqs) > 1:
+            n = self.ask.n
+            for at in range(0, len(self.seqs), n):
+                kitchen.stats.choices(n, max(one.made for one in self.seqs[at : at + n]))
         if self.ask.stream:
             end = b""
             if self.ask.usage:

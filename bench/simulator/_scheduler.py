@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ._options import Engine as EngineOptions
-from ._share import QUEUED
+from ._share import BACKLOG, QUEUED
 from ._stats import Stats
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class Sink(Protocol):
 
 
 class Sequence:
-    """One answer being generated. Times are seconds of `time.monotonic()`."""
+    """One answer being generated; `alone`: the only one of its request. Times are seconds of `time.monotonic()`."""
 
     __slots__ = (
         "admitted",
+        "alone",
         "arrived",
         "blocks",
         "cached",
@@ -74,6 +75,7 @@ class Sequence:
         self.reason = reason
         self.index = index
         self.max_tokens = output
+        self.alone = True
         self.chain: tuple[int, ...] = ()
         self.made = 0
         self.computed = 0
@@ -131,6 +133,24 @@ class Scheduler:
             return 0 < self.max_queue <= self.queued and self.active >= self.max_seqs
         return 0 < self.max_queue <= self.queued + self.board.others(QUEUED) and self.pool.free() == 0
 
+    def over(self, requests: int) -> str:
+        """Which of vLLM's limits `requests` more would break, by the name of its option; "" for none.
+
+        As in vLLM, the first counts what waits and runs, the second the whole prompts of what has no first token yet.
+        """
+        options = self.options
+        if options.max_queued_reqs:
+            there = self.queued + self.active
+            if self.pool is not None and self.board is not None:
+                there = self.queued + int(self.board.others(QUEUED)) + self.max_seqs - self.pool.free()
+            if there + requests > options.max_queued_reqs:
+                return "max_num_queued_reqs"
+        if options.max_queued_tokens:
+            tokens = self.backlog + (self.board.others(BACKLOG) if self.board is not None else 0.0)
+            if tokens >= options.max_queued_tokens:
+                return "max_num_queued_tokens"
+        return ""
+
     def kv_usage(self) -> float:
         """Share of the KV cache that requests of this worker use, 0..1."""
         return 0.0
@@ -141,7 +161,7 @@ class Scheduler:
             return False
         seq.arrived = clock()
         self.waiting.append(seq)
-        self.backlog += seq.prompt
+        self._backlog(seq.prompt)
         self._queue(1)
         self._wake()
         return True
@@ -151,7 +171,7 @@ class Scheduler:
         if seq.state >= 2:
             return
         if seq.made == 0:
-            self.backlog -= seq.prompt
+            self._backlog(-seq.prompt)
         if seq.state == 1:
             self._leave(seq)
         else:
@@ -164,6 +184,11 @@ class Scheduler:
         self.queued += more
         if self.board is not None:
             self.board.put(QUEUED, self.queued)
+
+    def _backlog(self, more: int) -> None:
+        self.backlog += more
+        if self.board is not None:
+            self.board.put(BACKLOG, self.backlog)
 
     def _take(self) -> bool:
         """Take a slot. Where another worker has the last one, this one is woken when it is free."""

@@ -16,9 +16,10 @@ from pathlib import Path
 POOLS = 32
 _KEY = 16
 _HEAT = 8
-# What a worker tells of itself: requests decoding, their context, tokens of the present step's prompts, blocks, queue.
-DECODING, CONTEXT, PREFILLING, BLOCKS, QUEUED = range(5)
-_ROW = 5
+# What a worker tells of itself: requests decoding, their context, tokens of the present step's prompts, blocks, requests
+# that wait, prompt tokens of requests without a first token.
+DECODING, CONTEXT, PREFILLING, BLOCKS, QUEUED, BACKLOG = range(6)
+_ROW = 6
 
 
 class Pool:

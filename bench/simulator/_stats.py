@@ -138,6 +138,7 @@ class Stats:
         self.generation_tokens = counter()
         self.success = counter(len(REASONS))
         self.rejected = counter()
+        self.rejected_tokens = counter()
         counts = tokens_buckets(max_model_len)
         self.request_prompt = Histogram(counts, values)
         self.request_generation = Histogram(counts, values)
@@ -247,9 +248,14 @@ class Stats:
     def _requested(self, seq: Sequence) -> None:
         self.observe(self.request_prompt, seq.prompt)
         self.observe(self.request_generation, seq.made)
-        self.observe(self.request_max_generation, seq.made)
         self.observe(self.params_max_tokens, seq.max_tokens)
-        self.observe(self.params_n, 1)
+        if seq.alone:
+            self.choices(1, seq.made)
+
+    def choices(self, n: int, most: int) -> None:
+        """A request is over that asked for `n` answers, the longest of `most` tokens."""
+        self.observe(self.request_max_generation, most)
+        self.observe(self.params_n, n)
 
     def row(self, handler: str, method: str, status: int) -> list[float]:
         """The counts of one handler, method and class of status, to write to directly."""

@@ -10,13 +10,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """`name`, what it is `now`, what is `wanted`, whether it is `enough`, and why."""
+    """`name`, what it is `now`, what is `wanted`, whether it is `enough`, why, and the command that sets it."""
 
     name: str
     now: str
     wanted: str
     enough: bool
     why: str
+    fix: str
 
 
 def _read(path: str) -> str:
@@ -32,7 +33,9 @@ def settings(read: Callable[[str], str] = _read) -> list[Setting]:
     def least(path: str, wanted: int, why: str) -> Setting:
         now = read(f"/proc/sys/{path}")
         enough = now.isdigit() and int(now) >= wanted
-        return Setting(name=path.replace("/", "."), now=now, wanted=f"at least {wanted}", enough=enough, why=why)
+        name = path.replace("/", ".")
+        fix = f"sysctl -w {name}={wanted}"
+        return Setting(name=name, now=now, wanted=f"at least {wanted}", enough=enough, why=why, fix=fix)
 
     ports = read("/proc/sys/net/ipv4/ip_local_port_range").split()
     many = len(ports) == 2 and all(p.isdigit() for p in ports) and int(ports[1]) - int(ports[0]) >= 55_000
@@ -48,6 +51,7 @@ def settings(read: Callable[[str], str] = _read) -> list[Setting]:
             wanted="1024 65535",
             enough=many,
             why="a load generator has so many connections per source address (it can use several 127.0.0.x)",
+            fix='sysctl -w net.ipv4.ip_local_port_range="1024 65535"',
         ),
         Setting(
             name="nofile (ulimit -n)",
@@ -55,6 +59,7 @@ def settings(read: Callable[[str], str] = _read) -> list[Setting]:
             wanted="at least 65536",
             enough=hard >= 65_536 or hard == resource.RLIM_INFINITY,
             why="one file per connection; above it use more processes (--workers)",
+            fix="ulimit -n 65536, or LimitNOFILE=65536 in its unit",
         ),
         least("net/ipv4/tcp_tw_reuse", 1, "ports of closed connections can be used again"),
     ]

@@ -39,6 +39,7 @@ class Vllm:
         self.engine = machine.scheduler(options.source)
         self.created = int(time.time())
         self.keys = frozenset(b"Bearer " + key.encode() for key in options.api_keys)
+        self.limited = options.max_queued_reqs > 0 or options.max_queued_tokens > 0
         self.draining = False
         self._chats: dict[bytes, Prepared] = {}
         self._texts: dict[bytes, Prepared] = {}
@@ -176,10 +177,20 @@ class Vllm:
     def _answer(self, connection: Client, request: Request, prepared: Prepared, draw: int) -> bytes | None:
         if self.draining:
             return self.refuse(503, "The server is shutting down.")
+        if self.limited:
+            self._admit(prepared)
         found = prepared.start(connection, draw, request.request_id, len(request.body))
         if found is None and connection.busy is None and not connection.closing:
             return self._error(503, "Request queue is full.", "ServiceUnavailableError")
         return found
+
+    def _admit(self, prepared: Prepared) -> None:
+        """Refuse what vLLM's limits on its queue refuse."""
+        limit = self.engine.over(len(prepared.ask.prompts) * prepared.ask.n)
+        if limit:
+            stats = self.machine.stats
+            stats.values[stats.rejected if limit == "max_num_queued_reqs" else stats.rejected_tokens] += 1
+            raise Refused(503, f"The request queue is full ({limit}). Please retry later.", "ServiceUnavailableError")
 
     # The rest
 
@@ -243,7 +254,7 @@ class Vllm:
         data = _ask.read(request.body)
         self._kitchen(_ask._model(data))
         given = data.get("input")
-        inputs = given if isinstance(given, list) and not all(type(t) is int for t in given) else [given]
+        inputs = given if isinstance(given, list) and not _ask.tokens(given) else [given]
         if given is None or not inputs:
             raise _ask._invalid("missing", "input", "Field required", data)
         return self._json(self.machine.embeddings(inputs, data, self._kitchen(_ask._model(data)).model))
@@ -265,7 +276,7 @@ class Vllm:
         """POST /detokenize: words of the vocabulary, as many as tokens were given"""
         data = _ask.read(request.body)
         tokens = data.get("tokens")
-        if not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):
+        if not _ask.tokens(tokens) or any(t < 0 for t in tokens):
             raise _ask._invalid("list_type", "tokens", "Input should be a valid list", tokens)
         return self._json({"prompt": self.machine.corpus.text(0, len(tokens)).decode().strip()})
 
@@ -273,4 +284,4 @@ class Vllm:
         """GET /openapi.json"""
         from ._openapi import vllm_document
 
-        return self._json(vllm_document(self.options.version))
+        return self._json(vllm_document(self.options))

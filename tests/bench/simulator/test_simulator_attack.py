@@ -106,6 +106,52 @@ def test_slow_heads_are_given_up_on(target: Any) -> None:
     assert well(target)
 
 
+def test_slow_bodies_are_given_up_on(target: Any) -> None:
+    with connected(target) as sock:
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 90000\r\n\r\n")
+        begun = time.monotonic()
+        sock.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - begun < 8:
+            with suppress(OSError):
+                sock.sendall(b"x" * 50)
+                answer = sock.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408"), answer
+        assert time.monotonic() - begun < 4
+    assert well(target)
+
+
+def test_a_half_closed_connection_is_closed_and_its_request_forgotten(serve: Callable[..., Any]) -> None:
+    served = serve("vllm", "tiny", "--max-num-seqs", "1", TOLLGATE_SIM_TTFT="20s")
+    body = b'{"model":"tiny","prompt":"x","max_tokens":4}'
+    head = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for _ in range(20):
+        with connected(served) as sock:
+            sock.sendall(head + body)
+            sock.shutdown(socket.SHUT_WR)
+            assert everything(sock) == b""
+    text = httpx2.get(served.url + "/metrics").text
+    assert 'vllm:num_requests_running{engine="0",model_name="tiny"} 0.0' in text
+    assert 'vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0' in text
+    assert psutil.Process(served.process.pid).num_fds() < 40
+
+
+def test_other_clients_are_served_in_time_while_some_attack(target: Any) -> None:
+    """Forty connections send broken, slow and endless requests; an honest client's answers stay quick."""
+    noise = [b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000, b"\x00" * 5000, b"POST /v1/completions HTTP/1.1\r\n",
+             CHUNKED + b"fffffff\r\n" + b"x" * 50_000]  # fmt: skip
+    slowest = 0.0
+    with httpx2.Client(timeout=5) as client:
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+        for turn in range(40):
+            with suppress(OSError), connected(target) as sock:
+                sock.sendall(noise[turn % len(noise)])
+                begun = time.monotonic()
+                assert client.post(target.url + "/v1/completions", json=body).status_code == 200
+                slowest = max(slowest, time.monotonic() - begun)
+    assert slowest < 0.25
+
+
 def test_silent_connections_are_closed(target: Any) -> None:
     with connected(target) as sock:
         begun = time.monotonic()

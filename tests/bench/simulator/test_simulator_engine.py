@@ -11,10 +11,10 @@ import pytest
 
 from bench.simulator import _engine, _paced, _scheduler, vllm_from
 from bench.simulator._engine import BatchEngine
-from bench.simulator._options import Engine, Sim
+from bench.simulator._faults import Fate, slow_replica
+from bench.simulator._options import Engine, Faults, Sim
 from bench.simulator._paced import PacedEngine
 from bench.simulator._scheduler import Sequence
-from bench.simulator._schema import instance
 from bench.simulator._stats import Stats
 from bench.simulator._throttle import Throttle
 from bench.simulator._words import LENGTH, Corpus
@@ -232,15 +232,110 @@ def test_windows_of_the_corpus_go_round_and_have_exactly_their_tokens() -> None:
         assert text == b"".join(corpus.piece(start + at) for at in range(tokens))
 
 
-@pytest.mark.parametrize(
-    ("schema", "check"),
-    [
-        ({"type": "integer", "exclusiveMinimum": 3, "maximum": 4}, lambda v: v == 4),
-        ({"enum": ["x"]}, lambda v: v == "x"),
-        ({"type": ["string", "null"], "maxLength": 2}, lambda v: isinstance(v, str) and len(v) <= 2),
-        ({"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "required": ["next"], "properties": {
-            "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}}}, lambda v: isinstance(v, dict)),
-    ],
-)  # fmt: skip
-def test_instances_fit_their_schema(schema: Any, check: Callable[[Any], bool]) -> None:
-    assert all(check(instance(schema, draw)) for draw in range(8))
+def test_without_chunked_prefill_a_prompt_is_worked_in_one_step(clock: Clock) -> None:
+    made, stats = engine(clock, max_batched_tokens=512, chunked=False)
+    sink = Sink()
+    made.submit(ask(sink, 0, prompt=10, output=40))
+    clock.run(limit=100.1)
+    made.submit(ask(sink, 1, prompt=1500, output=2))
+    clock.run()
+    gaps = [b - a for a, b in zip(times(sink, 0), times(sink, 0)[1:], strict=False)]
+    assert max(gaps) == pytest.approx(0.02 + 1500 * 0.0001)
+    counts = stats.values[stats.iteration_tokens.at : stats.iteration_tokens.sum]
+    assert sum(counts[stats.iteration_tokens.bounds.index(1024.0) + 1 :]) == 1
+
+
+def times(sink: Sink, index: int) -> list[float]:
+    return [at for i, at in sink.tokens if i == index]
+
+
+def test_a_request_that_is_slowed_takes_so_much_longer_and_others_do_not(clock: Clock) -> None:
+    made, _ = engine(clock)
+    sink = Sink()
+    slow, other = ask(sink, 0, prompt=1, output=31), ask(sink, 1, prompt=1, output=31)
+    slow.slow = 3.0
+    made.submit(slow)
+    made.submit(other)
+    clock.run()
+    spans = [seq.last - seq.first for seq in (slow, other)]
+    assert spans[1] == pytest.approx(30 * 0.02)
+    assert spans[0] == pytest.approx(3 * 30 * 0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_limits_of_the_queue_count_what_waits_and_runs_and_whole_prompts(clock: Clock, kind: int) -> None:
+    loop: Any = clock
+    if kind:
+        made: Any = PacedEngine(options(sim=Sim(ttft=0.5, itl=0.1), max_queued_tokens=150), Stats(2048), loop)
+    else:
+        made, _ = engine(clock, max_queued_tokens=150)
+    sink = Sink()
+    assert made.over(1) == ""
+    first, second = ask(sink, 0), ask(sink, 1)
+    made.submit(first)
+    assert made.over(1) == ""
+    made.submit(second)
+    assert made.over(1) == "max_num_queued_tokens"
+    made.cancel(second)
+    assert made.over(1) == ""
+    clock.run()
+    assert made.backlog == 0
+    made, _ = engine(clock, max_queued_reqs=3)
+    made.submit(ask(sink, 2))
+    assert (made.over(2), made.over(3)) == ("", "max_num_queued_reqs")
+
+
+def test_jitter_varies_the_gaps_and_keeps_their_mean(clock: Clock) -> None:
+    loop: Any = clock
+    made = PacedEngine(options(sim=Sim(ttft=0.1, itl=0.02, jitter=0.3)), Stats(2048), loop)
+    sink = Sink()
+    for index in range(20):
+        made.submit(ask(sink, index, output=101))
+    clock.run()
+    gaps = [b - a for i in range(20) for a, b in zip(times(sink, i), times(sink, i)[1:], strict=False)]
+    mean = sum(gaps) / len(gaps)
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert mean == pytest.approx(0.02, rel=0.05)
+    assert spread / mean == pytest.approx(0.3, rel=0.15)
+
+
+def test_many_paced_streams_are_all_on_time_and_finish(clock: Clock) -> None:
+    loop: Any = clock
+    made = PacedEngine(options(sim=Sim(ttft=0.05, itl=0.0101), max_seqs=300), Stats(2048), loop)
+    sink = Sink()
+    seqs = [ask(sink, index, output=50) for index in range(500)]
+    for seq in seqs:
+        made.submit(seq)
+    clock.run(late=0.0003)
+    assert len(sink.done) == 500
+    assert all(seq.last - seq.first == pytest.approx(49 * 0.0101) for seq in seqs)
+    # The slots of the first 300 are free after their last token, and go to the rest at once.
+    assert max(seq.first for seq in seqs) - 100.0 == pytest.approx(2 * 0.05 + 49 * 0.0101, abs=0.003)
+    assert (made.active, made.queued) == (0, 0)
+
+
+def test_faults_are_drawn_by_the_seed_in_the_share_that_was_asked_for() -> None:
+    faults = Faults.parse("error=0.1,disconnect=0.2,slow=0.3,slow_factor=4,oom=0.05")
+    fates = [Fate(faults, draw * 0x9E3779B97F4A7C15 & (1 << 64) - 1) for draw in range(1, 20_001)]
+    assert sum(f.error for f in fates) / 20_000 == pytest.approx(0.1, rel=0.1)
+    assert sum(f.cut > 0 for f in fates) / 20_000 == pytest.approx(0.2, rel=0.1)
+    assert sum(f.slow == 4.0 for f in fates) / 20_000 == pytest.approx(0.3, rel=0.1)
+    assert sum(f.dies for f in fates) / 20_000 == pytest.approx(0.05, rel=0.2)
+
+
+def test_a_share_of_the_replicas_is_slow_by_name() -> None:
+    faults = Faults(slow_replica=0.25, slow_factor=3.0)
+    factors = [slow_replica(faults, f"engine-{at}", 7) for at in range(2000)]
+    assert set(factors) == {1.0, 3.0}
+    assert factors.count(3.0) / 2000 == pytest.approx(0.25, rel=0.15)
+    assert factors == [slow_replica(faults, f"engine-{at}", 7) for at in range(2000)]
+
+
+def test_throttling_workers_share_one_gpus_heat(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("bench.simulator._throttle.time.monotonic", lambda: now[0])
+    state = [0.0] * 3
+    one, other = Throttle(1.0, 0.5, state), Throttle(1.0, 0.5, state)
+    for _ in range(10):
+        now[0] += one.slow(0.1)
+    assert other.slow(0.1) == pytest.approx(0.2)

@@ -175,3 +175,31 @@ def test_metrics_of_the_ollama_dialect_are_on_a_port_of_their_own(serve: Callabl
     text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'ollama:generation_tokens_total{engine="0",model_name="gemma3:4b"} 5.0' in text
     assert 'ollama:num_requests_waiting{engine="0",model_name="gemma3:4b"} 0.0' in text
+
+
+def test_an_api_key_is_asked_for_where_one_is_set(serve: Callable[..., Any]) -> None:
+    served = serve("ollama", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_API_KEY="secret")
+    assert httpx2.get(served.url + "/").status_code == 200
+    refused = httpx2.get(served.url + "/api/tags")
+    assert (refused.status_code, refused.json()) == (401, {"error": "unauthorized"})
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=served.url + "/v1", api_key="wrong", max_retries=0).models.list()
+    client = official.Client(host=served.url, headers={"Authorization": "Bearer secret"})
+    assert len(client.list().models) == 1
+
+
+def test_faults_come_to_native_routes_too(serve: Callable[..., Any]) -> None:
+    served = serve(
+        "ollama", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="0",
+        TOLLGATE_SIM_ITL="0", TOLLGATE_SIM_FAULTS="error=0.3,disconnect=0.3",
+    )  # fmt: skip
+    seen = {200: 0, 500: 0, 0: 0}
+    with httpx2.Client(base_url=served.url) as client:
+        for _ in range(200):
+            body = {"model": "gemma3:4b", "prompt": "x", "options": {"num_predict": 8}}
+            try:
+                seen[client.post("/api/generate", json=body).status_code] += 1
+            except httpx2.HTTPError:
+                seen[0] += 1
+    assert 40 <= seen[500] <= 80
+    assert 25 <= seen[0] <= 60
