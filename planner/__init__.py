@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, MigProfile, Quantization, catalog, find_model
     from ._check import check, resolve
     from ._explore import Choice, Search, cheapest, choices, frontier, limits
-    from ._fit import Calibration, calibrate, read_results
+    from ._fit import Calibration, Measured, calibrate, comparable, from_result, read_results
     from ._html import page as html_page
     from ._memory import Memory, memory_for
     from ._plan import Plan, plan, plan_for
     from ._prices import Price, PriceBook, price_book
     from ._queueing import Prediction, predict
+    from ._render import Rendered, rendered, rendered_models
     from ._render import markdown as report_markdown
-    from ._render import rendered
-    from ._report import Report, report_search, report_stack
+    from ._report import Report, choice_json, report_search, report_stack
     from ._report import as_json as report_json
     from ._simfleet import right_size
     from ._timing import Timing, timing, timing_for
@@ -40,6 +40,7 @@ _HOMES = {
     "Engine": ("_catalog", "Engine"),
     "Gpu": ("_catalog", "Gpu"),
     "Machine": ("_catalog", "Machine"),
+    "Measured": ("_fit", "Measured"),
     "Memory": ("_memory", "Memory"),
     "MigProfile": ("_catalog", "MigProfile"),
     "Plan": ("_plan", "Plan"),
@@ -48,6 +49,7 @@ _HOMES = {
     "Price": ("_prices", "Price"),
     "PriceBook": ("_prices", "PriceBook"),
     "Quantization": ("_catalog", "Quantization"),
+    "Rendered": ("_render", "Rendered"),
     "Report": ("_report", "Report"),
     "Search": ("_explore", "Search"),
     "Timing": ("_timing", "Timing"),
@@ -57,8 +59,10 @@ _HOMES = {
     "catalog": ("_catalog", "catalog"),
     "check": ("_check", "check"),
     "cheapest": ("_explore", "cheapest"),
+    "comparable": ("_fit", "comparable"),
     "choices": ("_explore", "choices"),
     "find_model": ("_catalog", "find_model"),
+    "from_result": ("_fit", "from_result"),
     "frontier": ("_explore", "frontier"),
     "headroom": ("_answers", "headroom"),
     "html_page": ("_html", "page"),
@@ -74,7 +78,9 @@ _HOMES = {
     "price_book": ("_prices", "price_book"),
     "read_results": ("_fit", "read_results"),
     "refresh_prices": ("_billing", "refresh"),
+    "choice_json": ("_report", "choice_json"),
     "rendered": ("_render", "rendered"),
+    "rendered_models": ("_render", "rendered_models"),
     "report_json": ("_report", "as_json"),
     "report_markdown": ("_render", "markdown"),
     "report_search": ("_report", "report_search"),
@@ -94,6 +100,7 @@ __all__ = [
     "Engine",
     "Gpu",
     "Machine",
+    "Measured",
     "Memory",
     "MigProfile",
     "Plan",
@@ -102,6 +109,7 @@ __all__ = [
     "Price",
     "PriceBook",
     "Quantization",
+    "Rendered",
     "Report",
     "Search",
     "Timing",
@@ -111,8 +119,11 @@ __all__ = [
     "catalog",
     "cheapest",
     "check",
+    "choice_json",
     "choices",
+    "comparable",
     "find_model",
+    "from_result",
     "frontier",
     "headroom",
     "html_page",
@@ -129,6 +140,7 @@ __all__ = [
     "read_results",
     "refresh_prices",
     "rendered",
+    "rendered_models",
     "report_json",
     "report_markdown",
     "report_search",

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from stacks import OBJECTIVES, Accelerator, Fleet, Nodes, Objectives, Parallelism, Release, Traffic
 
 from ._catalog import catalog
-from ._check import nodes_per_replica
 from ._explore import Choice, Search
-from ._plan import COSTS, Plan, keeper, metrics_of, unmet_of
-from ._queueing import Spread, predict
+from ._plan import COSTS, MOST_NODES, Plan, fewest_fitting, keeper, metrics_of, unmet_of
+from ._queueing import Spread, Station, predict
 from ._timing import Timing, timing
 
 
@@ -37,10 +36,10 @@ def headroom(
 
     Without promises: before anybody waits for a slot. Costs are left out, since more traffic only lowers them.
     """
-    times = times or timing(release)
+    station, keeps = Station(times or timing(release), plan.slots, traffic), keeper(traffic, objectives)
 
     def kept(factor: float) -> bool:
-        return _kept(times, plan, _scaled(traffic, factor), objectives)
+        return keeps(station.predict(plan.replicas_expected, _scaled(traffic, factor)))
 
     if not kept(1.0):
         return 0.0
@@ -105,28 +104,21 @@ def over_users(
     found = []
     for step in range(points):
         scaled = _scaled(traffic, 2 ** (6 * step / (points - 1) - 3))
-        nodes = fewest_nodes(plan, times, scaled, objectives)
+        nodes = fewest_nodes(plan, times, scaled, objectives) or MOST_NODES
         x = float(scaled.users or 0) if scaled.arrival == "closed" else float(scaled.requests_per_second or 0.0)
         replicas = nodes * plan.replicas_per_node // plan.nodes_per_replica
         found.append(_point(x, times, plan.slots, replicas, scaled, objectives, nodes, nodes * price))
     return tuple(found)
 
 
-def fewest_nodes(plan: Plan, times: Timing, traffic: Traffic, objectives: Objectives | None) -> int:
-    """The fewest nodes of the plan's kind that keep the promise (nobody waiting, where there is none), at most 100,000."""
-    span = plan.nodes_per_replica
+def fewest_nodes(plan: Plan, times: Timing, traffic: Traffic, objectives: Objectives | None) -> int | None:
+    """The fewest nodes of the plan's kind that keep the promise (nobody waiting, where there is none); None: none do."""
+    station, kept = Station(times, plan.slots, traffic), keeper(traffic, objectives)
 
-    def kept(count: int) -> bool:
-        replicas = count * plan.replicas_per_node
-        return _holds(times, plan.slots, replicas, traffic, objectives)
+    def fits(nodes: int) -> bool:
+        return kept(station.predict(max(1, nodes * plan.replicas_per_node // plan.nodes_per_replica), traffic))
 
-    low, high = 1, 1
-    while high * span < 100_000 and not kept(high):
-        low, high = high + 1, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if kept(middle) else (middle + 1, high)
-    return high * span
+    return fewest_fitting(fits, 1, plan.nodes_per_replica)
 
 
 def nearest(
@@ -149,9 +141,9 @@ def nearest(
             )
         elif name in COSTS:
             lines.append(f"{words}: {got:.3g} {unit} is the least with the nodes that keep the other promises")
-        elif (nodes := fewest_nodes(plan, times, traffic, only)) < 100_000:
+        elif (nodes := fewest_nodes(plan, times, traffic, only)) is not None:
             lines.append(
-                f"{words}: {nodes} nodes keep {limit:g} {unit}; {plan.nodes_max} are allowed and give {got:.3g}"
+                f"{words}: {nodes:,} nodes keep {limit:g} {unit}; {plan.nodes_max} are allowed and give {got:.3g}"
             )
         else:
             lines.append(f"{words}: {got:.3g} {unit} is the nearest with {plan.nodes_max} nodes")
@@ -183,16 +175,6 @@ def as_release(choice: Choice, search: Search) -> tuple[Release, Fleet]:
     return release, fleet
 
 
-def with_slots(release: Release, slots: int) -> Release:
-    """The release with another number of slots."""
-    return release.model_copy(update={"parallelism": release.parallelism.model_copy(update={"slots": slots})})
-
-
-def replicas_of(release: Release, nodes: int, per_node: int) -> int:
-    """Replicas on that many nodes."""
-    return nodes * per_node // nodes_per_replica(release)
-
-
 def memory_line(plan: Plan) -> str:
     """The memory of one replica in words."""
     memory = plan.memory
@@ -215,15 +197,6 @@ def _scaled(traffic: Traffic, factor: float) -> Traffic:
     if traffic.arrival == "closed":
         return traffic.model_copy(update={"users": max(1, math.floor((traffic.users or 1) * factor + 1e-9))})
     return traffic.model_copy(update={"requests_per_second": (traffic.requests_per_second or 0.0) * factor})
-
-
-def _kept(times: Timing, plan: Plan, traffic: Traffic, objectives: Objectives | None) -> bool:
-    return _holds(times, plan.slots, plan.replicas_expected, traffic, objectives)
-
-
-def _holds(times: Timing, slots: int, replicas: int, traffic: Traffic, objectives: Objectives | None) -> bool:
-    prediction = predict(times, slots=slots, replicas=max(1, replicas), traffic=traffic)
-    return keeper(traffic, objectives)(prediction)
 
 
 def _point(

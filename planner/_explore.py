@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stacks import InputError, Objectives, Traffic
+from stacks import OBJECTIVES, InputError, Objectives, Traffic
 
-from ._catalog import Catalog, CatalogModel, Engine, Gpu, Machine, Quantization, catalog
-from ._check import knee
-from ._memory import Memory, memory_for
-from ._plan import HOURS_PER_MONTH, fewest, keeper, metrics_of, unmet_of
+from ._catalog import Machine, catalog
+from ._plan import HOURS_PER_MONTH, MOST_NODES, fewest, keeper, metrics_of, unmet_of
 from ._prices import PriceBook, price_book
 from ._queueing import Station
-from ._timing import Timing, build
+from ._ways import Way, ways_of
 
 _DEAREST = 20.0
 
@@ -60,20 +57,6 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Way:
-    """A configuration of one replica on one kind of machine."""
-
-    engine: Engine
-    quantization: Quantization
-    gpu: Gpu
-    mig_profile: str | None
-    tensor: int
-    pipeline: int
-    timing: Timing
-    slots: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
     """What to look through; None: everything in the catalog. `max_nodes`: the quota. `budget`: USD per hour."""
 
@@ -94,7 +77,10 @@ class Search:
 
 
 def choices(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
-    """All choices, those that keep the promise within the budget first, then by cost. Raises InputError for names."""
+    """All choices within quota and budget: those that keep the promise by cost, then those nearest to it.
+
+    Raises InputError for names.
+    """
     found: list[Choice] = []
     for way, offers in _placed(search, prices):
         station = Station(way.timing, way.slots, search.traffic)
@@ -108,7 +94,7 @@ def cheapest(search: Search, *, prices: PriceBook | None = None) -> Choice | Non
     Ways are tried by the least they can cost: as many replicas as have the capacity for the requests that the promised
     latency implies (Little's law). The search ends where that is dearer than a way that keeps the promise.
     """
-    starts: list[tuple[float, int, _Way, list[_Offer], Station]] = []
+    starts: list[tuple[float, int, Way, list[_Offer], Station]] = []
     least = _least_rate(search)
     for way, offers in _placed(search, prices):
         station = Station(way.timing, way.slots, search.traffic)
@@ -140,7 +126,7 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
     than 20 times the cheapest way.
     """
     bare = replace(search, objectives=None)
-    starts: list[tuple[float, _Way, _Offer, int, int, Station]] = []
+    starts: list[tuple[float, Way, _Offer, int, int, Station]] = []
     for way, offers in _placed(bare, prices):
         station = Station(way.timing, way.slots, search.traffic)
         replicas = _needed(station, bare, _mosts(way, offers, bare))
@@ -170,26 +156,56 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
 
 
 def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, float]:
-    """The best that any choice can do for each promised metric, whatever it costs: one user per replica.
+    """The best that any choice in the catalog can do for each promised metric alone, without quota or budget.
 
-    Keys are the promised metrics; a promise beyond its limit cannot be kept by any choice in the catalog.
+    Latencies and a closed loop's rate: one user per replica; cost: one node with all the traffic it can take. Beyond its
+    limit a promise cannot be kept. Metrics that every choice can keep (errors, goodput) are left out.
     """
     if search.objectives is None:
         return {}
+    traffic = search.traffic
+    lonely = traffic.model_copy(update={"arrival": "closed", "users": 1, "requests_per_second": None})
     best: dict[str, float] = {}
-    lonely = search.traffic.model_copy(update={"arrival": "closed", "users": 1, "requests_per_second": None})
-    for way in _ways(search):
-        prediction = Station(way.timing, way.slots, lonely).predict(1, lonely)
-        values = metrics_of(prediction, lonely, 0.0)
-        for name, _ in search.objectives.items():
+
+    def seen(name: str, value: float) -> None:
+        better = min if OBJECTIVES[name][0] == "at most" else max
+        best[name] = better(best.get(name, value), value)
+
+    promised = [name for name, _ in search.objectives.items()]
+    for way, offers in _placed(replace(search, budget=None, max_nodes=MOST_NODES), prices):
+        alone = Station(way.timing, way.slots, lonely).predict(1, lonely)
+        values = metrics_of(alone, lonely, 0.0)
+        for name in promised:
             if name.endswith("_seconds"):
-                best[name] = min(best.get(name, math.inf), values[name])
+                seen(name, values[name])
+        if "requests_per_second" in promised:
+            seen(
+                "requests_per_second",
+                (traffic.users or 0) * alone.requests_per_second or traffic.requests_per_second or 0.0,
+            )
+        if "cost_per_million_tokens_usd" in promised:
+            station = Station(way.timing, way.slots, traffic)
+            for offer in offers:
+                found = station.predict(_per_node(way, offer.machine), traffic)
+                hourly = way.pipeline * offer.price(search)
+                seen("cost_per_million_tokens_usd", metrics_of(found, traffic, hourly)["cost_per_million_tokens_usd"])
     return best
 
 
-def _rank(search: Search) -> Callable[[Choice], tuple[int, float, float]]:
-    """Order of choices: fewer broken promises, then less cost, then less latency."""
-    return lambda choice: (len(choice.unmet), _cost(choice, search), choice.predicted["e2e_p95_seconds"])
+def _rank(search: Search) -> Callable[[Choice], tuple[int, float, float, float]]:
+    """Order of choices: fewer broken promises, broken by less, then less cost, then less latency."""
+    promised = dict(search.objectives.items()) if search.objectives else {}
+
+    def missed(choice: Choice) -> float:
+        """How far beyond their limits the broken promises are, as shares of the limits."""
+        return sum(abs(choice.predicted[name] - promised[name]) / (promised[name] or 1.0) for name in choice.unmet)
+
+    return lambda choice: (
+        len(choice.unmet),
+        missed(choice) if choice.unmet else 0.0,
+        _cost(choice, search),
+        choice.predicted["e2e_p95_seconds"],
+    )
 
 
 def _least_rate(search: Search) -> float:
@@ -239,7 +255,7 @@ def _offers(search: Search, book: PriceBook) -> list[_Offer]:
     return list(cheapest.values())
 
 
-def _placed(search: Search, prices: PriceBook | None) -> Iterator[tuple[_Way, list[_Offer]]]:
+def _placed(search: Search, prices: PriceBook | None) -> Iterator[tuple[Way, list[_Offer]]]:
     """Each way with the machines that hold it and of which quota and budget allow one replica's worth."""
     offers = _offers(search, prices or price_book())
     for way in _ways(search):
@@ -248,7 +264,7 @@ def _placed(search: Search, prices: PriceBook | None) -> Iterator[tuple[_Way, li
             yield way, fitting
 
 
-def _on_each(way: _Way, offers: Sequence[_Offer], search: Search, station: Station, needed: int) -> list[Choice]:
+def _on_each(way: Way, offers: Sequence[_Offer], search: Search, station: Station, needed: int) -> list[Choice]:
     """The choice on each machine, with the needed replicas or as many as are allowed."""
     return [
         _at(
@@ -262,29 +278,32 @@ def _on_each(way: _Way, offers: Sequence[_Offer], search: Search, station: Stati
     ]
 
 
-def _mosts(way: _Way, offers: Sequence[_Offer], search: Search) -> int:
+def _mosts(way: Way, offers: Sequence[_Offer], search: Search) -> int:
     """The most replicas that quota and budget allow on one of the machines."""
     return max(_most(way, offer, search) for offer in offers)
 
 
-def _fits_machine(way: _Way, machine: Machine) -> bool:
+def _fits_machine(way: Way, machine: Machine) -> bool:
     """Ranks of one stage fill one machine where a replica spans several; else the machine holds whole replicas."""
     if way.gpu.id != machine.gpu:
         return False
     return way.tensor == machine.gpus if way.pipeline > 1 else way.tensor <= machine.gpus
 
 
-def _most(way: _Way, offer: _Offer, search: Search) -> int:
+def _most(way: Way, offer: _Offer, search: Search) -> int:
     """Replicas that quota and budget allow."""
     nodes = search.max_nodes
     if search.budget is not None:
-        nodes = min(nodes, int(search.budget / offer.price(search)))
+        # A budget of exactly so many nodes pays for them, whatever the division rounds to.
+        nodes = min(nodes, int(search.budget / offer.price(search) + 1e-9))
     return nodes // way.pipeline * _per_node(way, offer.machine)
 
 
 def _needed(station: Station, search: Search, most: int) -> int:
-    """The fewest replicas that keep the promise; without one, the fewest at which nobody waits for a slot."""
+    """The fewest replicas that keep the promise; without one, the fewest at which nobody waits for a slot.
 
+    Where `most` do not keep it, the fewest that come within a twentieth of what `most` give.
+    """
     kept = keeper(search.traffic, search.objectives)
 
     def fits(replicas: int) -> bool:
@@ -299,12 +318,27 @@ def _needed(station: Station, search: Search, most: int) -> int:
         low, high = high + 1, high * 2
     if high >= top:
         if not fits(top):
-            return most
+            return fewest(_near(station, search, top), 1, top)
         high = top
     return fewest(fits, low, high)
 
 
-def _ways(search: Search) -> tuple[_Way, ...]:
+def _near(station: Station, search: Search, top: int) -> Callable[[int], bool]:
+    """Whether so many replicas do nearly what `top` do: more of them would be wasted on a promise that cannot be kept."""
+    best = station.predict(top, search.traffic)
+
+    def near(replicas: int) -> bool:
+        found = station.predict(replicas, search.traffic)
+        return (
+            found.e2e_p95_seconds <= best.e2e_p95_seconds * 1.05
+            and found.ttft_p95_seconds <= best.ttft_p95_seconds * 1.05
+            and found.requests_per_second >= best.requests_per_second / 1.05
+        )
+
+    return near
+
+
+def _ways(search: Search) -> tuple[Way, ...]:
     model = catalog().model(search.model)
     if search.context_tokens > model.max_context:
         raise InputError(
@@ -314,113 +348,10 @@ def _ways(search: Search) -> tuple[_Way, ...]:
             fix="lower it",
         )
     names = (None if given is None else tuple(given) for given in (search.engines, search.quantizations, search.gpus))
-    return _built(model.id, *names, search.mig, search.kv_cache, search.context_tokens)
+    return ways_of(model.id, *names, search.mig, search.kv_cache, search.context_tokens)
 
 
-@functools.lru_cache(maxsize=256)
-def _built(
-    model_id: str,
-    engine_names: tuple[str, ...] | None,
-    quantization_names: tuple[str, ...] | None,
-    gpu_names: tuple[str, ...] | None,
-    mig: bool,
-    kv_cache: str,
-    context_tokens: int,
-) -> tuple[_Way, ...]:
-    """The ways to serve a model; they depend on neither traffic nor promise, so that the next question finds them."""
-    known = catalog()
-    model = known.model(model_id)
-    engines = [known.engine(name) for name in engine_names or known.engines]
-    gpus = [known.gpu(name) for name in gpu_names or known.gpus]
-    # Of quantizations alike in size and arithmetic (AWQ and GPTQ) one stands for all, unless the search names them.
-    alike = {
-        (q.linear_bits, q.head_bits, q.arithmetic, q.engines): q.id
-        for q in reversed(list(known.quantizations.values()))
-    }
-    quantizations = [known.quantization(name) for name in quantization_names or sorted(alike.values())]
-    found = []
-    for engine in engines:
-        for quantization in quantizations:
-            if engine.id not in quantization.engines:
-                continue
-            for gpu in gpus:
-                for profile, tensor, pipeline in _splits(engine, gpu, model, known, mig):
-                    way = _way(engine, quantization, gpu, model, profile, tensor, pipeline, kv_cache, context_tokens)
-                    if way is not None:
-                        found.append(way)
-    return tuple(found)
-
-
-def _splits(
-    engine: Engine, gpu: Gpu, model: CatalogModel, known: Catalog, mig: bool
-) -> Iterable[tuple[str | None, int, int]]:
-    largest = max((m.gpus for m in known.machines.values() if m.gpu == gpu.id), default=0)
-    if mig:
-        for profile in gpu.mig.values():
-            if profile.bandwidth_share < 1:  # one slice of the whole card is the card with less
-                yield profile.name, 1, 1
-    tensor = 1
-    while tensor <= largest:
-        if model.heads % tensor == 0 and (tensor == 1 or engine.id == "vllm"):
-            yield None, tensor, 1
-            if tensor == largest and engine.id == "vllm":
-                yield None, tensor, 2
-        tensor *= 2
-
-
-def _way(
-    engine: Engine,
-    quantization: Quantization,
-    gpu: Gpu,
-    model: CatalogModel,
-    profile: str | None,
-    tensor: int,
-    pipeline: int,
-    kv_cache: str,
-    context_tokens: int,
-) -> _Way | None:
-    def memory(stages: int) -> Memory:
-        return memory_for(
-            engine=engine,
-            model=model,
-            quantization=quantization,
-            gpu=gpu,
-            mig_profile=profile,
-            tensor=tensor,
-            pipeline=stages,
-            kv_cache=kv_cache,
-            context_tokens=context_tokens,
-        )
-
-    if pipeline > 1 and memory(1).max_slots > 0:
-        return None  # a second machine per replica only where one cannot hold it
-    held = memory(pipeline).max_slots
-    if held < 1:
-        return None
-    timing = build(
-        engine=engine,
-        model=model,
-        quantization=quantization,
-        gpu=gpu,
-        mig_profile=profile,
-        tensor=tensor,
-        pipeline=pipeline,
-        kv_cache=kv_cache,
-        slots=held,
-    )
-    return _Way(
-        engine=engine,
-        quantization=quantization,
-        gpu=gpu,
-        mig_profile=profile,
-        tensor=tensor,
-        pipeline=pipeline,
-        timing=timing,
-        slots=knee(timing, context_tokens / 2),
-    )
-
-
-def _per_node(way: _Way, machine: Machine) -> int:
+def _per_node(way: Way, machine: Machine) -> int:
     """Replicas per machine; 1 where a replica spans several."""
     if way.pipeline > 1:
         return 1
@@ -428,7 +359,7 @@ def _per_node(way: _Way, machine: Machine) -> int:
     return max(1, devices // way.tensor)
 
 
-def _at(way: _Way, offer: _Offer, search: Search, nodes: int, station: Station) -> Choice:
+def _at(way: Way, offer: _Offer, search: Search, nodes: int, station: Station) -> Choice:
     replicas = nodes // way.pipeline * _per_node(way, offer.machine)
     prediction = station.predict(replicas, search.traffic)
     predicted = metrics_of(prediction, search.traffic, nodes * offer.price(search), search.objectives)

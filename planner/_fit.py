@@ -30,16 +30,21 @@ class Measured:
     requests_per_second: float | None
     e2e_mean_seconds: float | None
     ttft_mean_seconds: float | None
+    simulated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """A fitted latency model. `fits`: (what, measured, predicted before, predicted after) per measured number."""
+    """A fitted latency model. `fits`: (what, measured, predicted before, predicted after) per measured number.
+
+    `simulated`: whether any of it was measured on a simulated engine, which says nothing about a GPU.
+    """
 
     timing: Timing
     overhead_seconds: tuple[float, float]
     sequence_seconds: tuple[float, float]
     fits: tuple[tuple[str, float, float, float], ...]
+    simulated: bool = False
 
     @property
     def error_before(self) -> float:
@@ -53,7 +58,9 @@ class Calibration:
 
     def lines(self) -> tuple[str, ...]:
         """The fit in words."""
+        caution = ("measured on a simulated engine: the fit says nothing about a GPU",) if self.simulated else ()
         return (
+            *caution,
             f"step overhead {self.overhead_seconds[0] * 1e3:.3g} ms became {self.overhead_seconds[1] * 1e3:.3g} ms",
             f"cost per sequence {self.sequence_seconds[0] * 1e3:.3g} ms became {self.sequence_seconds[1] * 1e3:.3g} ms",
             *(
@@ -61,6 +68,7 @@ class Calibration:
                 for what, measured, before, after in self.fits
             ),
             f"mean error {self.error_before:.1%} before, {self.error_after:.1%} after, {len(self.fits)} numbers",
+            "the alternatives keep the catalog's constants",
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,6 +78,7 @@ class Calibration:
             "sequence_seconds": {"before": self.sequence_seconds[0], "after": self.sequence_seconds[1]},
             "error_before": self.error_before,
             "error_after": self.error_after,
+            "simulated": self.simulated,
             "fits": [
                 {"what": what, "measured": measured, "before": before, "after": after}
                 for what, measured, before, after in self.fits
@@ -104,6 +113,19 @@ def read_results(path: Path) -> tuple[Measured, ...]:
     return tuple(found)
 
 
+# What makes the steps of two releases take the same time; slots, context and names do not.
+_SAME = ("engine", "version", "model", "quantization", "kv_cache", "accelerator")
+
+
+def comparable(measured: Mapping[str, Any], release: Release) -> bool:
+    """Whether a measurement of that release (as JSON) tells the constants of this one: only slots and names may differ."""
+    ours = release.model_dump(mode="json")
+    theirs, split = measured.get("parallelism", {}), ours["parallelism"]
+    return all(measured.get(name) == ours[name] for name in _SAME) and all(
+        theirs.get(name) == split[name] for name in ("tensor", "pipeline")
+    )
+
+
 def from_result(result: Mapping[str, Any]) -> Measured | None:
     """What a result says; None where no run is valid."""
     runs = [run for run in result["runs"] if run["valid"]]
@@ -123,6 +145,7 @@ def from_result(result: Mapping[str, Any]) -> Measured | None:
         requests_per_second=mean("requests_per_second"),
         e2e_mean_seconds=mean("e2e_mean_seconds"),
         ttft_mean_seconds=mean("ttft_mean_seconds"),
+        simulated=bool(result.get("environment", {}).get("simulated", False)),
     )
 
 
@@ -180,6 +203,7 @@ def calibrate(measured: Sequence[Measured], *, release: Release) -> Calibration:
         overhead_seconds=(base.overhead, overhead),
         sequence_seconds=(base.sequence, sequence),
         fits=fits,
+        simulated=any(item.simulated for item in measured),
     )
 
 

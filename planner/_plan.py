@@ -63,6 +63,7 @@ class Plan:
 
 
 COSTS = frozenset({"cost_per_million_tokens_usd"})
+MOST_NODES = 100_000  # beyond any quota; what this many do not keep, no number does
 HOURS_PER_MONTH = 730.0  # 365 × 24 / 12, as Google Cloud bills
 
 
@@ -86,8 +87,12 @@ def plan_for(
     prices: PriceBook | None = None,
     step_times: Timing | None = None,
     spread: Spread = "even",
+    cap: str = "quota (fleet.nodes.max)",
 ) -> Plan:
-    """The same by parts. `step_times` replaces the roofline, for example by a calibrated one."""
+    """The same by parts. `step_times` replaces the roofline, for example by a calibrated one.
+
+    `cap`: words for what keeps the fleet from growing, where that is what breaks a promise.
+    """
     check(release, fleet, traffic.prefix)
     release = resolve(release)
     slots = int(release.parallelism.slots)
@@ -113,6 +118,11 @@ def plan_for(
 
     nodes = fewest(fits, max(spanned, fleet.nodes.min), fleet.nodes.max)
     prediction, predicted = metrics(nodes)
+    binds = _binds(prediction, times, slots, memory, traffic)
+    if nodes == fleet.nodes.max and not fits(nodes):
+        needed = fewest_fitting(fits, nodes, spanned)
+        if needed is not None:
+            binds = f"{cap}: {nodes} nodes are allowed, {needed:,} would keep the promise"
     return Plan(
         slots=slots,
         max_slots=memory.max_slots,
@@ -136,7 +146,7 @@ def plan_for(
         cost_per_million_requests_usd=predicted["cost_per_million_requests_usd"],
         predicted=predicted,
         unmet=unmet_of(predicted, objectives),
-        binds=_binds(prediction, times, slots, memory, traffic),
+        binds=binds,
         memory=memory,
         assumptions=_assumptions(release, fleet, traffic, known, book, spread),
         price_source=book.source,
@@ -257,6 +267,17 @@ def fewest(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
     return low
+
+
+def fewest_fitting(fits: Callable[[int], bool], low: int, step: int) -> int | None:
+    """The smallest multiple of `step` from `low` on that fits, up to 100,000; None where not even that does."""
+    first, last = max(1, -(-low // step)), MOST_NODES // step
+    high = first
+    while high < last and not fits(high * step):
+        first, high = high + 1, min(last, high * 2)
+    if not fits(high * step):
+        return None
+    return step * fewest(lambda count: fits(count * step), first, high)
 
 
 def _binds(prediction: Prediction, times: Timing, slots: int, memory: Memory, traffic: Traffic) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stacks import OBJECTIVES
 
-from ._explore import Choice
+from ._explore import Choice, Search
 from ._report import Report, demand, money, seconds, shown
 
 Rows = list[tuple[str, ...]]
@@ -95,6 +96,7 @@ PROMISE_COLUMNS = ("promise", "limit", "predicted", "", "holds for replies up to
 class Rendered:
     """A report in words: `facts` (what, value), `tables` (title, columns, rows), `lists` (title, lines)."""
 
+    title: str
     verdict: str
     facts: Rows
     tables: tuple[tuple[str, tuple[str, ...], Rows], ...]
@@ -112,6 +114,7 @@ def rendered(report: Report) -> Rendered:
         ("Pareto front of cost and latency", ALTERNATIVE_COLUMNS, alternatives(report.front)),
     ]
     return Rendered(
+        title=report.title,
         verdict=_verdict(report),
         facts=facts(report),
         tables=tuple(tables),
@@ -123,10 +126,26 @@ def rendered(report: Report) -> Rendered:
     )
 
 
-def markdown(report: Report) -> str:
-    """The report as GitHub Markdown."""
-    words = rendered(report)
-    parts = [f"# {report.title}", words.verdict, _table(("", ""), words.facts)]
+def rendered_models(search: Search, found: Mapping[str, Choice]) -> Rendered:
+    """The cheapest choice of every model that can be held at all, by model, in words; those that keep the promise first."""
+    ordered = sorted(found.items(), key=lambda item: (len(item[1].unmet), item[1].cost_per_hour, item[0]))
+    kept = sum(not choice.unmet for choice in found.values())
+    rows = [(name, *row) for (name, _), row in zip(ordered, alternatives(tuple(c for _, c in ordered)), strict=True)]
+    return Rendered(
+        title=f"Every model for {demand(search.traffic)}",
+        verdict=f"{kept} of {len(found)} models are predicted to keep the promise."
+        if search.objectives
+        else "Nothing was promised; these are the fewest nodes on which nobody waits.",
+        facts=[],
+        tables=(("Cheapest choice of each", ("model", *ALTERNATIVE_COLUMNS), rows),),
+        lists=(),
+    )
+
+
+def markdown(words: Rendered) -> str:
+    """A report in words as GitHub Markdown."""
+    parts = [f"# {words.title}", words.verdict]
+    parts += [_table(("", ""), words.facts)] if words.facts else []
     for title, columns, rows in words.tables:
         parts += [f"## {title}", _table(columns, rows)]
     for title, lines in words.lists:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -21,8 +21,8 @@ from ._answers import (
     over_users,
 )
 from ._check import resolve
-from ._explore import Choice, Search, choices, frontier, limits
-from ._plan import HOURS_PER_MONTH, Plan, finite, plan_for
+from ._explore import Choice, Search, cheapest, choices, frontier, limits
+from ._plan import MOST_NODES, Plan, finite, plan_for
 from ._prices import PriceBook, price_book
 from ._timing import Timing, timing
 
@@ -103,6 +103,7 @@ def report_search(search: Search, *, prices: PriceBook | None = None, today: dat
         None,
         today or date.today(),
         found,
+        _cap(search, found[0]),
     )
 
 
@@ -117,10 +118,13 @@ def _report(
     times: Timing | None,
     today: date,
     found: Sequence[Choice] | None = None,
+    cap: str = "quota (fleet.nodes.max)",
 ) -> Report:
     release = resolve(release)
     times = times or timing(release)
-    plan = plan_for(release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=times)
+    plan = plan_for(
+        release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=times, cap=cap
+    )
     price = book.price(fleet.machine_type, region=fleet.regions[0])
     nodes = plan.nodes_expected
     return Report(
@@ -193,8 +197,8 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "shortage": report.shortage,
         "impossible": report.impossible,
-        "alternatives": [_choice(choice) for choice in report.alternatives],
-        "pareto": [_choice(choice) for choice in report.front],
+        "alternatives": [choice_json(choice) for choice in report.alternatives],
+        "pareto": [choice_json(choice) for choice in report.front],
         "over_slots": [_point(point) for point in report.slots_curve],
         "over_users": [_point(point) for point in report.users_curve],
         "assumptions": plan.assumptions,
@@ -203,7 +207,8 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _choice(choice: Choice) -> dict[str, Any]:
+def choice_json(choice: Choice) -> dict[str, Any]:
+    """One choice as JSON-ready data."""
     return {
         "engine": choice.engine,
         "quantization": choice.quantization,
@@ -251,17 +256,31 @@ def _promises(
 
 
 def _impossible(search: Search, book: PriceBook) -> tuple[str, ...]:
-    """Promises that nothing in the catalog keeps, with the nearest that something does."""
+    """Promises that nothing in the catalog keeps, with the nearest that something does; else what keeps them all."""
     lines = []
     best = limits(search, prices=book)
     for name, limit in search.objectives.items() if search.objectives else ():
-        if name in best and best[name] > limit:
-            _, unit, words = OBJECTIVES[name]
+        direction, _, words = OBJECTIVES[name]
+        if name in best and (best[name] > limit if direction == "at most" else best[name] < limit):
             lines.append(
-                f"{words}: no choice in the catalog keeps {limit:g} {unit}; the nearest that one can promise is "
-                f"{best[name]:.3g} {unit}, alone on a replica"
+                f"{words}: no choice in the catalog keeps {shown(name, limit)}; the nearest that one can promise is "
+                f"{shown(name, best[name])}"
             )
-    return tuple(lines)
+    if lines:
+        return tuple(lines)
+    found = cheapest(replace(search, budget=None, max_nodes=MOST_NODES), prices=book)
+    if found is None or found.unmet:
+        return ("no choice in the catalog keeps all promises at once, though each alone can be kept",)
+    hourly = found.spot_per_hour if search.spot else found.cost_per_hour
+    return (f"the cheapest choice that keeps every promise is {found.summary}: {money(hourly)}/h",)
+
+
+def _cap(search: Search, choice: Choice) -> str:
+    """What keeps a choice from more nodes."""
+    hourly = choice.spot_per_hour if search.spot else choice.cost_per_hour
+    if search.budget is not None and hourly and search.budget / hourly * choice.nodes < search.max_nodes:
+        return f"budget ({money(search.budget)}/h)"
+    return f"quota ({search.max_nodes:,} nodes at most)"
 
 
 def _distinct(found: Sequence[Choice], most: int = 12) -> tuple[Choice, ...]:
@@ -337,9 +356,9 @@ def demand(traffic: Traffic) -> str:
 
 
 __all__ = [
-    "HOURS_PER_MONTH",
     "Report",
     "as_json",
+    "choice_json",
     "demand",
     "money",
     "report_search",

@@ -63,10 +63,85 @@ def test_more_arrivals_than_capacity_are_null_in_json_and_fail() -> None:
 def test_a_promise_that_nothing_keeps_names_the_nearest_that_something_does() -> None:
     code, text = run(*ASK, "--latency", "0.05")
     assert code == 1
-    assert "no choice in the catalog keeps 0.05 s" in text
+    assert "no choice in the catalog keeps 50 ms" in text
     nearest = re.search(r"the nearest that one can promise is ([0-9.]+) s", text)
     assert nearest is not None
     assert 0.05 < float(nearest[1]) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("more", "binds"),
+    [
+        (("--budget", "5"), "budget ($5.00/h): 7 nodes are allowed, 25 would keep"),
+        (
+            ("--max-nodes", "9", "--machine", "g2-standard-4"),
+            "quota (9 nodes at most): 9 nodes are allowed, 25 would keep",
+        ),
+    ],
+)
+def test_budget_and_quota_bind_where_more_nodes_would_keep_the_promise(more: tuple[str, ...], binds: str) -> None:
+    code, text = run(*ASK, "--latency", "3", *more)
+    assert code == 1
+    assert binds in text
+    assert "the cheapest choice that keeps every promise is 25 × g2-standard-4" in text
+
+
+def test_the_fleet_of_a_stack_binds_as_its_quota() -> None:
+    stack = load_stack("local-dev")
+    plan = planner.plan_for(
+        release=stack.release, fleet=stack.fleet, traffic=stack.traffic, objectives=Objectives(e2e_p95_seconds=2.2)
+    )
+    assert plan.unmet == ("e2e_p95_seconds",)
+    assert plan.binds.startswith("quota (fleet.nodes.max): 10 nodes are allowed, ")
+
+
+def test_an_impossible_latency_buys_no_more_nodes_than_come_near_it() -> None:
+    found = json.loads(run(*ASK, "--latency", "0.05", "--gpu", "l4", "--engine", "ollama", "--json")[1])
+    assert found["plan"]["nodes"]["expected"] <= 1000
+    assert found["impossible"]
+
+
+@pytest.mark.parametrize(
+    ("promise", "nearest"),
+    [
+        ({"cost_per_million_tokens_usd": 0.0001}, "cost per million output tokens"),
+        ({"requests_per_second": 1_000_000}, "sustained rate"),
+        ({"ttft_p95_seconds": 0.000_1}, "time to first token"),
+    ],
+)
+def test_every_kind_of_promise_that_nothing_keeps_is_named_with_its_nearest(
+    promise: dict[str, float], nearest: str
+) -> None:
+    search = planner.Search(
+        model="gemma3:4b",
+        traffic=Traffic(users=10, prompt_tokens=Tokens(mean=128), output_tokens=Tokens(mean=128)),
+        objectives=Objectives.model_validate(promise),
+    )
+    (line,) = planner.report_search(search).impossible
+    assert line.startswith(nearest)
+    assert "no choice in the catalog keeps" in line
+
+
+def test_every_model_is_planned_at_once_and_each_as_it_is_alone() -> None:
+    code, text = run("plan", "--model", "any", "--users", "200", "--latency", "4", "--budget", "60", "--json")
+    assert code == 0
+    rows = {row["model"]: row for row in json.loads(text)}
+    assert len(rows) >= 25
+    assert rows["grok-1"]["unmet"] == ["e2e_p95_seconds"]
+    alone = json.loads(
+        run("plan", "--model", "qwen3-8b", "--users", "200", "--latency", "4", "--budget", "60", "--json")[1]
+    )
+    assert alone["plan"]["cost_per_hour_usd"]["expected"] == rows["qwen3-8b"]["cost_per_hour_usd"]
+    table = run("plan", "--model", "any", "--users", "200", "--latency", "4", "--markdown")[1]
+    assert "| qwen3-8b | " in table
+    with pytest.raises(InputError, match="name one model"):
+        run("plan", "--model", "any", "--users", "200", "--html", "plan.html")
+
+
+@pytest.mark.parametrize("width", ["60", "100", "140", "200"])
+def test_no_number_is_cut_on_a_narrow_terminal(width: str) -> None:
+    done = CliRunner().invoke(command_line.app, [*ASK, "--latency", "3"], env={"COLUMNS": width})
+    assert "…" not in done.stdout
 
 
 def test_a_budget_is_kept_or_said_to_be_too_small() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import stacks
 
 if TYPE_CHECKING:
-    from planner import Report
+    from planner import Calibration, Measured, Rendered, Search
 
 
 def plan(
     stack: Annotated[str | None, typer.Argument(help="A stack of this project; or ask with --model.")] = None,
-    model: Annotated[str | None, typer.Option(help="By any name: gemma3:4b, google/gemma-3-4b-it.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="By any of its names (gemma3:4b, google/gemma-3-4b-it), or `any`.")
+    ] = None,
     users: Annotated[int | None, typer.Option(min=1, help="People who ask, wait for the reply and ask again.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.0, help="Requests per second, instead of users.")] = None,
     think: Annotated[float, typer.Option(min=0.0, help="Seconds a user thinks between reply and question.")] = 0.0,
@@ -33,10 +36,14 @@ def plan(
     machine: Annotated[list[str] | None, typer.Option(help="Only this machine type; may be repeated.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="Only ollama or vllm; may be repeated.")] = None,
     quantization: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    max_nodes: Annotated[int, typer.Option(min=1, max=100_000, help="Quota: nodes at most.")] = 5000,
+    max_nodes: Annotated[int, typer.Option(min=1, max=5000, help="Quota: nodes at most.")] = 5000,
     spot: Annotated[bool, typer.Option("--spot", help="Compare spot prices.")] = False,
     from_evidence: Annotated[
-        Path | None, typer.Option(exists=True, help="Benchmark result (JSON) or folder of them to calibrate on.")
+        bool,
+        typer.Option("--from-evidence", help="Calibrate on the evidence of the stack's release, and say how it fits."),
+    ] = False,
+    results: Annotated[
+        Path | None, typer.Option(exists=True, help="Calibrate on this benchmark result (JSON), or a folder of them.")
     ] = None,
     aiconfigurator: Annotated[
         bool, typer.Option("--aiconfigurator", help="Latency from AIConfigurator's kernels (must be on PATH).")
@@ -55,24 +62,24 @@ def plan(
         )
     import planner
 
-    fitted: Any = None
+    fitted: Calibration | None = None
+    sources = {"--from-evidence": from_evidence, "--results": results is not None, "--aiconfigurator": aiconfigurator}
+    given = [name for name, value in sources.items() if value]
+    if len(given) > 1:
+        raise stacks.InputError(
+            where=given[0], got=f"{given[1]} as well", allowed="one source of latency", fix="leave one of the two out"
+        )
     if stack is not None:
         loaded = stacks.load_stack(stack)
-        if from_evidence is not None:
-            fitted = planner.calibrate(planner.read_results(from_evidence), release=loaded.release)
-        times = fitted.timing if fitted else None
-        if aiconfigurator:
-            if fitted is not None:
-                raise _only_one("--aiconfigurator", "--from-evidence")
-            times = planner.aiconfigurator_timing(loaded.release)
+        if from_evidence or results is not None:
+            measured = planner.read_results(results) if results is not None else _evidence(loaded)
+            fitted = planner.calibrate(measured, release=loaded.release)
+        times = fitted.timing if fitted else planner.aiconfigurator_timing(loaded.release) if aiconfigurator else None
         report = planner.report_stack(loaded, times=times)
     else:
-        if from_evidence is not None or aiconfigurator:
+        if given:
             raise stacks.InputError(
-                where="--from-evidence" if from_evidence else "--aiconfigurator",
-                got="--model",
-                allowed="a stack, whose release was measured",
-                fix="name a stack",
+                where=given[0], got="--model", allowed="a stack, whose release is known", fix="name a stack"
             )
         search = planner.Search(
             model=str(model),
@@ -87,6 +94,9 @@ def plan(
             spot=spot,
             budget=budget,
         )
+        if model == "any":
+            _every_model(search, as_json=as_json, as_markdown=as_markdown, html=html)
+            return
         report = planner.report_search(search)
     if html is not None:
         html.write_text(planner.html_page(report), encoding="utf-8")
@@ -99,19 +109,36 @@ def plan(
             data["calibration"] = fitted.as_dict()
         print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
     elif as_markdown:
-        print(planner.report_markdown(report), end="")
+        print(planner.report_markdown(planner.rendered(report)), end="")
         if fitted is not None:
             print("\n## Calibration\n\n" + "\n".join(f"- {line}" for line in fitted.lines()))
     else:
-        _show(report, fitted.lines() if fitted else ())
+        _show(planner.rendered(report), report.plan.feasible, fitted.lines() if fitted else ())
     if not report.plan.feasible:
         raise typer.Exit(1)
 
 
-def _only_one(first: str, second: str) -> stacks.InputError:
-    return stacks.InputError(
-        where=first, got=f"{second} as well", allowed="one source of latency", fix="leave one of the two out"
-    )
+def _evidence(stack: stacks.Stack) -> list[Measured]:
+    """What the stack's store holds about its release, or one that differs in slots and names only."""
+    import gate
+    import planner
+
+    root = stacks.project_root()
+    entries = gate.open_store(stack.evidence, root, gate.load_keys(root)).entries()
+    found = [
+        planner.from_result(entry.facts["result"])
+        for entry in entries
+        if entry.kind == "measurement" and planner.comparable(entry.facts["release"], stack.release)
+    ]
+    measured = [one for one in found if one is not None]
+    if not measured:
+        raise stacks.InputError(
+            where="--from-evidence",
+            got=f"no valid measurement of {stack.release.name} in {stack.evidence}",
+            allowed="a stack whose release has been measured",
+            fix=f"measure it (pulumi up --stack {stack.name}), or name a result with --results",
+        )
+    return measured
 
 
 def _traffic(
@@ -155,17 +182,48 @@ def _objectives(latency: float | None, ttft: float | None, itl: float | None) ->
     return stacks.Objectives.model_validate(promised) if promised else None
 
 
-def _show(report: Report, calibration: tuple[str, ...]) -> None:
+def _every_model(search: Search, *, as_json: bool, as_markdown: bool, html: Path | None) -> None:
+    """The cheapest choice of each model of the catalog. Exits 1 where none keeps the promise."""
+    import dataclasses
+    import json
+
+    import planner
+
+    if html is not None:
+        raise stacks.InputError(
+            where="--html",
+            got="--model any",
+            allowed="--json or --markdown",
+            fix="name one model for a page with curves",
+        )
+    found = {}
+    for name, entry in planner.catalog().models.items():
+        asked = dataclasses.replace(search, model=name)
+        # Models with less context, and the tiny one that tests serve, are no answer.
+        choice = planner.cheapest(asked) if search.context_tokens <= entry.max_context else None
+        if choice is not None and entry.family != "tollgate":
+            found[name] = choice
+    words = planner.rendered_models(search, found)
+    kept = any(not choice.unmet for choice in found.values())
+    if as_json:
+        rows = [{"model": name, **planner.choice_json(choice)} for name, choice in found.items()]
+        print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+    elif as_markdown:
+        print(planner.report_markdown(words), end="")
+    else:
+        _show(words, kept, ())
+    if not kept:
+        raise typer.Exit(1)
+
+
+def _show(render: Rendered, good: bool, calibration: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    import planner
-
     console = Console()
-    render = planner.rendered(report)
-    console.print(Text(report.title, style="bold"))
-    console.print(Text(render.verdict, style="green" if report.plan.feasible else "red"))
+    console.print(Text(render.title, style="bold"))
+    console.print(Text(render.verdict, style="green" if good else "red"))
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -175,13 +233,12 @@ def _show(report: Report, calibration: tuple[str, ...]) -> None:
     for title, columns, rows in render.tables:
         console.print()
         console.print(Text(title, style="bold"))
-        # A terminal is narrower than a page: the least needed columns go first, the choice is never folded.
-        hidden = set() if console.width >= 150 else {"$/month", "$/1M tokens"}
-        hidden |= {"spot", "req/s"} if console.width < 110 else set()
-        shown = [index for index, name in enumerate(columns) if name not in hidden]
+        shown = _fitting(columns, rows, console.width)
         table = Table(box=None, pad_edge=False, header_style="dim")
         for index in shown:
-            table.add_column(columns[index], no_wrap=index > 0 or console.width >= 110)
+            # Words fold where there is no room; a number is never cut.
+            folds = columns[index] in ("choice", "promise", "model", "limit")
+            table.add_column(columns[index], no_wrap=not folds, overflow="fold")
         for row in rows:
             table.add_row(*(Text(row[index], style="red" if row[index] == "broken" else "") for index in shown))
         console.print(table)
@@ -191,3 +248,13 @@ def _show(report: Report, calibration: tuple[str, ...]) -> None:
             console.print(Text(title, style="bold"))
             for line in lines:
                 console.print(Text(f"- {line}"), soft_wrap=True)
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that a terminal has room for: the least needed go first."""
+    widths = [max(len(cell) for cell in (name, *(row[index] for row in rows))) for index, name in enumerate(columns)]
+    shown = list(range(len(columns)))
+    for name in ("$/1M tokens", "$/month", "req/s", "spot"):
+        if sum(widths[index] + 1 for index in shown) > width and name in columns:
+            shown.remove(columns.index(name))
+    return shown
