@@ -252,7 +252,7 @@ def _regressions(case: Case, baseline: str | None) -> list[Criterion]:
     if before is not None and beside is not None and beside.release == before.release:
         result = beside
     return [
-        regression(metric, limit, criteria, case.result, result, calibration)
+        regression(metric, limit, criteria, case.stack.objectives, case.result, result, calibration)
         for metric, limit in criteria.max_regression.items()
     ]
 

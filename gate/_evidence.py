@@ -169,10 +169,16 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_histograms(result: Result) -> dict[str, Any]:
-    """What evidence carries of a result: everything but the histograms, of which it has the digests."""
+    """What evidence carries of a result: everything but histograms and courses over time, of which it has the digests."""
     plain = result.model_dump(mode="json")
     for run in plain["runs"]:
-        run["histograms"] = {name: {"digest": stacks.digest(sketch)} for name, sketch in run["histograms"].items()}
+        left_out = {**run["histograms"], **({"series": run["series"]} if run["series"] else {})}
+        # What is a digest already stays one: looks are pooled from evidence.
+        run["histograms"] = {
+            name: found if isinstance(found, dict) and set(found) == {"digest"} else {"digest": stacks.digest(found)}
+            for name, found in left_out.items()
+        }
+        run["series"] = {}
     return plain
 
 

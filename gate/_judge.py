@@ -2,8 +2,8 @@
 
 A release passes when every promise is kept at the configured confidence. No correction for their number is due there: the
 chance that a broken promise passes is that of the one that is broken (intersection-union). It fails when any one of them
-is surely broken; there the error is divided among the promises, so that a release that keeps them all just so is called
-failed no more often than the configuration says. In between it is inconclusive, and more runs settle it.
+is surely broken; there the error is divided among all that can fail, so that a release that keeps everything just so is
+called failed no more often than the configuration says. In between it is inconclusive, and more runs settle it.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def judge(
     A missing metric, an invalid run, a dropped run (fewer than `planned_runs`), too few runs or too few requests in a run
     never pass.
     """
-    promised = objectives.items()
     lines = [runs_line(result, criteria, planned_runs)]
     valid = [run for run in result.runs if run.valid]
-    for metric, limit in promised:
-        lines.append(_objective(metric, limit, valid, criteria, len(promised)))
+    passing, failing = passing_confidence(criteria), failing_confidence(criteria, objectives)
+    for metric, limit in objectives.items():
+        lines.append(_objective(metric, limit, valid, passing, failing))
     return combine(lines, criteria.confidence, len(valid))
 
 
@@ -92,9 +92,13 @@ def passing_confidence(criteria: stacks.Criteria) -> float:
     return 1 - (1 - criteria.confidence) / criteria.looks
 
 
-def failing_confidence(criteria: stacks.Criteria, promises: int) -> float:
-    """Of the bound that has to break a limit: the permitted error is divided among looks and promises."""
-    return 1 - (1 - criteria.confidence) / (criteria.looks * max(1, promises))
+def failing_confidence(criteria: stacks.Criteria, objectives: stacks.Objectives) -> float:
+    """Of the bound that has to break a limit: the permitted error is divided among the looks, and among all that can fail.
+
+    That is every promise, every comparison with the release before, and the scale check.
+    """
+    questions = len(objectives.items()) + len(criteria.max_regression) + 1
+    return 1 - (1 - criteria.confidence) / (criteria.looks * questions)
 
 
 def runs_line(result: Result, criteria: stacks.Criteria, planned: int | None) -> Criterion:
@@ -125,7 +129,7 @@ def _unfit(run: Run, number: int, criteria: stacks.Criteria) -> str:
     return ""
 
 
-def _objective(metric: str, limit: float, runs: Sequence[Run], criteria: stacks.Criteria, promises: int) -> Criterion:
+def _objective(metric: str, limit: float, runs: Sequence[Run], passing: float, failing: float) -> Criterion:
     direction, unit, _ = stacks.OBJECTIVES[metric]
     sign = "≤" if direction == "at most" else "≥"
     line = Criterion(
@@ -137,7 +141,6 @@ def _objective(metric: str, limit: float, runs: Sequence[Run], criteria: stacks.
     try:
         if direction == "at least" and runs and all(run.metrics.get(metric) == 0 for run in runs):
             return replace(line, measured=0.0, outcome="fail", why="0 in every run")
-        passing, failing = passing_confidence(criteria), failing_confidence(criteria, promises)
         strict, loose = bounds_of(metric, runs, passing), bounds_of(metric, runs, failing)
     except ValueError as error:
         return replace(line, why=str(error))

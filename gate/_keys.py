@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,13 +63,14 @@ def load_keys(root: Path, *, create: bool = False) -> Keys:
 
     Trusted: every `stacks/keys/*.pub` (committed, so reviewed). Only while there is none, this checkout's own
     `.tollgate/keys/evidence.pub`: otherwise whoever has a checkout could sign what the project then believes.
-    Signer: `TOLLGATE_SIGNING_KEY` (PEM), else `.tollgate/keys/evidence.key`, made on first use when `create` is set.
+    Signer: `TOLLGATE_SIGNING_KEY` (PEM, `file:PATH`, `gcpkms://…` or `exec:NAME COMMAND…`), else
+    `.tollgate/keys/evidence.key`, made on first use when `create` is set. It is only reached for when something is signed.
     Raises InputError for a key that cannot be read.
     """
     own = root / OWN
-    signer: LocalKey | None = None
-    if os.environ.get(KEY_VARIABLE):
-        signer = LocalKey(_private(os.environ[KEY_VARIABLE].encode(), f"${KEY_VARIABLE}"))
+    signer: Signer | None = None
+    if given := os.environ.get(KEY_VARIABLE):
+        signer = _given(given, root)
     elif (own / "evidence.key").is_file():
         signer = LocalKey(_private((own / "evidence.key").read_bytes(), ".tollgate/keys/evidence.key"))
     elif create:
@@ -79,10 +80,46 @@ def load_keys(root: Path, *, create: bool = False) -> Keys:
     names: dict[str, str] = {}
     for path in committed or [own / "evidence.pub"]:
         if path.is_file():
-            public = _public(path)
+            public = read_public(path)
             trusted[key_id(public)] = public
             names[key_id(public)] = path.stem if committed else "this checkout"
     return Keys(signer=signer, trusted=trusted, names=names)
+
+
+def _given(given: str, root: Path) -> Signer:
+    if given.startswith(("gcpkms://", "exec:")):
+        # Imported here: most never ask another machine for a signature.
+        from . import _kms
+
+        return Later(lambda: _kms.google(given) if given.startswith("gcpkms://") else _kms.program(given, root))
+    if given.startswith("file:"):
+        path = root / given.removeprefix("file:")
+        try:
+            return LocalKey(_private(path.read_bytes(), given))
+        except OSError as error:
+            raise stacks.InputError(
+                where=f"${KEY_VARIABLE}", got=f"{given} ({error.strerror})", allowed="a readable file", fix="name it"
+            ) from None
+    return LocalKey(_private(given.encode(), f"${KEY_VARIABLE}"))
+
+
+class Later:
+    """A signer that is looked for when it is first used: who only verifies needs no credentials of it."""
+
+    def __init__(self, find: Callable[[], Signer]) -> None:
+        self._find = find
+        self._found: Signer | None = None
+
+    def _signer(self) -> Signer:
+        self._found = self._found or self._find()
+        return self._found
+
+    @property
+    def key_id(self) -> str:
+        return self._signer().key_id
+
+    def sign(self, message: bytes) -> bytes:
+        return self._signer().sign(message)
 
 
 def _private(pem: bytes, where: str) -> Ed25519PrivateKey:
@@ -104,7 +141,8 @@ def _private(pem: bytes, where: str) -> Ed25519PrivateKey:
     return key
 
 
-def _public(path: Path) -> Ed25519PublicKey:
+def read_public(path: Path) -> Ed25519PublicKey:
+    """An ed25519 public key in PEM. Raises InputError for anything else."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 

@@ -179,11 +179,15 @@ def regression(
     metric: str,
     limit: float,
     criteria: stacks.Criteria,
+    objectives: stacks.Objectives,
     candidate: Result,
     baseline: Result | None,
     calibration: Calibration | None,
 ) -> Criterion:
-    """One line: the worsening of a metric against the baseline (None: nothing was promoted before) within `limit`."""
+    """One line: the worsening of a metric against the baseline (None: nothing was promoted before) within `limit`.
+
+    `objectives`: what else is judged; the error permitted to a failure is divided among all of it.
+    """
     line = Criterion(
         metric=f"regression:{metric}",
         needed=f"≤ {limit * 100:g} {'points' if metric in SHARES else '%'} worse",
@@ -196,7 +200,7 @@ def regression(
     noise = calibration.noise.get(metric) if calibration is not None else None
     if noise is None and not together:
         return replace(line, why="the noise between two times is unknown; run tollgate evidence calibrate")
-    passing, failing = passing_confidence(criteria), failing_confidence(criteria, len(criteria.max_regression))
+    passing, failing = passing_confidence(criteria), failing_confidence(criteria, objectives)
     try:
         found = _compared(metric, candidate, baseline, None if together else noise, together, passing, failing)
     except ValueError as error:

@@ -18,13 +18,13 @@ bound itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import stacks
 from bench.results import Result
 
-from ._judge import Criterion, Outcome, passing_confidence, samples_of
+from ._judge import Criterion, Outcome, failing_confidence, passing_confidence, samples_of
 from ._statistics import Bounds, factor_bounds
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ class Capacity:
 
 def capacity(stack: stacks.Stack, criteria: stacks.Criteria, result: Result, replicas: int) -> Capacity:
     """Of that many replicas under the stack's traffic. Raises ValueError when the result does not say."""
-    runs = [run for run in result.runs if run.valid]
+    rates = samples_of("requests_per_second", [run for run in result.runs if run.valid])
     confidence = passing_confidence(criteria)
-    rate = factor_bounds(samples_of("requests_per_second", runs), confidence)
+    upper = factor_bounds(rates, failing_confidence(criteria, stack.objectives)).upper
+    rate = replace(factor_bounds(rates, confidence), upper=upper)
     times = replicas / result.replicas
     if stack.traffic.arrival == "closed":
         return _users(stack, result, rate, times, confidence)

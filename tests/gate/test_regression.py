@@ -13,6 +13,7 @@ import stacks
 from gate._regression import Noise, check_thresholds, compared_factors, interleaved, regression
 from gate._statistics import quantile
 
+PROMISE = stacks.Objectives(e2e_p95_seconds=5)
 OTHER = "sha256:" + "b2" * 32
 
 
@@ -22,7 +23,7 @@ def sessions(world: Any, *factors: float, **more: Any) -> list[Any]:
 
 def line(world: Any, ours: Any, theirs: Any, limit: float, calibration: Any, **criteria: Any) -> gate.Criterion:
     asked = stacks.Criteria(max_regression={"e2e_p95_seconds": limit}, **criteria)
-    return regression("e2e_p95_seconds", limit, asked, ours, theirs, calibration)
+    return regression("e2e_p95_seconds", limit, asked, PROMISE, ours, theirs, calibration)
 
 
 def test_the_noise_of_sessions_is_what_was_put_in(world: Any) -> None:
@@ -87,7 +88,7 @@ def test_throughput_gets_worse_downwards(world: Any) -> None:
     asked = stacks.Criteria(max_regression={"requests_per_second": 0.05})
     for factor, outcome in ((1.2, "fail"), (0.8, "pass")):
         ours = world.result(factor=factor)
-        found = regression("requests_per_second", 0.05, asked, ours, world.result(), calibration)
+        found = regression("requests_per_second", 0.05, asked, PROMISE, ours, world.result(), calibration)
         assert found.outcome == outcome
     assert found.measured == pytest.approx(-0.25)
 
@@ -96,10 +97,10 @@ def test_errors_are_compared_in_points_not_in_ratios(world: Any) -> None:
     calibration = gate.calibrate([world.result() for _ in range(4)] + [world.result(failed=(0, 1, 0))])
     asked = stacks.Criteria(max_regression={"error_rate": 0.01})
     more = world.result(failed=20)
-    found = regression("error_rate", 0.01, asked, more, world.result(), calibration)
+    found = regression("error_rate", 0.01, asked, PROMISE, more, world.result(), calibration)
     assert (found.needed, found.outcome) == ("≤ 1 points worse", "fail")
     assert found.measured == pytest.approx(0.05)
-    assert regression("error_rate", 0.01, asked, world.result(), world.result(), calibration).outcome == "pass"
+    assert regression("error_rate", 0.01, asked, PROMISE, world.result(), world.result(), calibration).outcome == "pass"
 
 
 def test_without_a_calibration_nothing_is_compared_between_two_times(world: Any) -> None:
