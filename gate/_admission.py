@@ -127,7 +127,7 @@ def resolvable(stage: stacks.Stage, stores: Stores, root: Path) -> None:
     here = {
         "accelerator": accelerator.gpu,
         "mig_profile": accelerator.mig_profile or "",
-        "simulated": source.target == "local",
+        "simulated": source.simulated,
         "machine_type": source.fleet.machine_type,
     }
     planned = source.benchmark.runs if source.benchmark is not None else None

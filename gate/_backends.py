@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from typing import Protocol
 
 import stacks
 
@@ -97,36 +95,9 @@ class Bucket:
     """A prefix of a bucket, by obstore. Credentials come from the environment, as each cloud's own tools read them."""
 
     def __init__(self, location: str) -> None:
-        parts = urlsplit(location)
         self._location = location
-        options = dict(parse_qsl(parts.query))
-        settings: dict[str, Any] = {"client_options": {"timeout": "20s", "connect_timeout": "5s"}}
-        settings["retry_config"] = {"max_retries": 3}
-        # The words of Pulumi's own state URLs, so that one set of settings serves both.
-        plain = options.pop("disableSSL", "false") == "true"
-        settings["client_options"]["allow_http"] = plain
-        if parts.scheme == "s3":
-            endpoint = options.pop("endpoint", os.environ.get("AWS_ENDPOINT_URL"))
-            settings["virtual_hosted_style_request"] = (
-                options.pop("s3ForcePathStyle", "false") != "true" and not endpoint
-            )
-            if endpoint:
-                named = "://" in endpoint
-                settings["endpoint"] = endpoint if named else f"{'http' if plain else 'https'}://{endpoint}"
-                settings["client_options"]["allow_http"] = settings["endpoint"].startswith("http://")
-            if "region" in options:
-                settings["region"] = options.pop("region")
-            options.pop("awssdk", None)
-        if options or not parts.netloc:
-            got = next(iter(options), location)
-            raise stacks.InputError(where="evidence store", got=got, allowed=_ALLOWED, fix="correct the address")
-        self._obstore = _obstore()
-        try:
-            self._store = self._obstore.store.from_url(f"{parts.scheme}://{parts.netloc}{parts.path}", **settings)
-        except self._failures() as error:
-            raise stacks.InputError(
-                where="evidence store", got=location, allowed=_ALLOWED, fix=_first_line(error)
-            ) from None
+        self._obstore = stacks.obstore()
+        self._store = stacks.bucket(location, where="evidence store", allowed=_ALLOWED)
 
     @property
     def location(self) -> str:
@@ -136,13 +107,13 @@ class Bucket:
         try:
             pages = self._obstore.list(self._store, chunk_size=1000)
             return sorted(str(item["path"]) for page in pages for item in page)
-        except self._failures() as error:
+        except stacks.bucket_failures() as error:
             raise self._unreachable(error) from None
 
     def read(self, name: str) -> bytes:
         try:
             return bytes(self._obstore.get(self._store, name).bytes())
-        except self._failures() as error:
+        except stacks.bucket_failures() as error:
             raise self._unreachable(error) from None
 
     def create(self, name: str, data: bytes) -> bool:
@@ -150,42 +121,23 @@ class Bucket:
             self._obstore.put(self._store, name, data, mode="create")
         except self._obstore.exceptions.AlreadyExistsError:
             return False
-        except self._failures() as error:
+        except stacks.bucket_failures() as error:
             raise stacks.TollgateError(
-                f"evidence store {self._location}: cannot be written: {_first_line(error)}"
+                f"evidence store {self._location}: cannot be written: {stacks.bucket_words(error)}"
             ) from None
         return True
 
-    def _failures(self) -> tuple[type[BaseException], ...]:
-        return (self._obstore.exceptions.BaseError, OSError, ValueError)
-
     def _unreachable(self, error: BaseException) -> EvidenceBroken:
         return EvidenceBroken(
-            f"evidence store {self._location}: cannot be reached, so the gate is closed\n  {_first_line(error)}"
+            f"evidence store {self._location}: cannot be reached, so the gate is closed\n  {stacks.bucket_words(error)}"
         )
-
-
-def _obstore() -> Any:
-    try:
-        found = import_module("obstore")
-        import_module("obstore.store")
-        import_module("obstore.exceptions")
-    except ImportError:
-        raise stacks.TollgateError(
-            "evidence in a bucket needs the package obstore\n  fix: pip install obstore"
-        ) from None
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def backend_of(location: str, root: Path) -> Backend:
     """The backend of that address; a relative `file://` lies below `root`. Raises InputError for any other kind."""
     if location.startswith("file://") and len(location) > len("file://"):
         return Folder(root / location.removeprefix("file://"))
-    if location.startswith(("s3://", "gs://")):
+    if location.startswith(stacks.BUCKET_SCHEMES):
         return Bucket(location)
     raise stacks.InputError(
         where=VARIABLE if os.environ.get(VARIABLE) else "tollgate:evidence",

@@ -134,7 +134,7 @@ def environment(case: Case) -> Criterion:
     wanted: dict[str, str | bool] = {
         "accelerator": stack.release.accelerator.gpu,
         "mig_profile": stack.release.accelerator.mig_profile or "",
-        "simulated": stack.target == "local",
+        "simulated": stack.simulated,
         "machine_type": stack.fleet.machine_type,
         "region": stack.fleet.regions[0],
         "target": stack.target,

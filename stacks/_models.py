@@ -196,6 +196,11 @@ class Stack(Model):
     dns: Dns | None = None
     promotion: Promotion | None = None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether what answers is our simulator, whose numbers say nothing about a GPU."""
+        return self.target == "local" or self.serving.simulate
+
     @model_validator(mode="after")
     def _stands(self) -> Self:
         if self.dns is not None:

@@ -48,7 +48,7 @@ def test_every_release_of_the_project_loads() -> None:
 def test_the_pipeline_names_stacks_that_exist() -> None:
     stage = stacks.load_pipeline(HERE).stage("local-prod")
     assert stage is not None
-    assert stage.after == "local-dev"
+    assert stage.after == "local-staging"
 
 
 def test_the_stack_carries_its_release_and_its_own_namespace(project: Path) -> None:
