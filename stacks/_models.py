@@ -23,7 +23,8 @@ class Parallelism(Model):
     """How one replica serves many requests.
 
     `slots`: requests decoded at once per replica (`OLLAMA_NUM_PARALLEL`, `--max-num-seqs`); `auto`: by plan.
-    `tensor`, `pipeline`: ranks over which one replica's weights are split.
+    `tensor`, `pipeline`: ranks over which one replica's weights are split. `parallelism: auto` in a release stands for slots
+    by plan and one rank per GPU of `accelerator.count`.
     """
 
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
@@ -55,6 +56,18 @@ class Release(Model):
     kv_cache: Literal["f16", "bf16", "fp8", "q8_0", "q4_0"] = "f16"
     accelerator: Accelerator
     chart: Name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        """`parallelism: auto`: slots by plan, and the weights over all GPUs that a replica asks for on its node."""
+        if not isinstance(value, dict) or value.get("parallelism") != "auto":
+            return value
+        accelerator = value.get("accelerator")
+        count = accelerator.get("count", 1) if isinstance(accelerator, dict) else 1
+        # Ollama splits layers, vLLM tensors.
+        split = "pipeline" if value.get("engine") == "ollama" else "tensor"
+        return {**value, "parallelism": {"slots": "auto", split: count}}
 
     @field_validator("image")
     @classmethod
