@@ -1,5 +1,6 @@
 """What is to run where: the typed stack, release and pipeline files, and the errors every room raises."""
 
+from ._buckets import BUCKET_SCHEMES, bucket, bucket_failures, bucket_words, obstore
 from ._canonical import canonical_json, digest
 from ._errors import InputError, TollgateError
 from ._fleet import Disk, Fleet, Nodes, Sharing, Taint, Upgrade
@@ -42,6 +43,7 @@ from ._models import (
 )
 
 __all__ = [
+    "BUCKET_SCHEMES",
     "OBJECTIVES",
     "Accelerator",
     "Benchmark",
@@ -74,11 +76,15 @@ __all__ = [
     "TollgateError",
     "Traffic",
     "Upgrade",
+    "bucket",
+    "bucket_failures",
+    "bucket_words",
     "canonical_json",
     "digest",
     "load_pipeline",
     "load_release",
     "load_stack",
+    "obstore",
     "project_root",
     "release_names",
     "stack_names",
