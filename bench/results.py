@@ -102,6 +102,7 @@ class Limit(_Frozen):
     highest_requests_per_second: float
     lowest_refused_requests_per_second: float | None
     knee_requests_per_second: float
+    interrupted: bool = False
     steps: tuple[LimitStep, ...]
     server: dict[str, str | int | float | bool] = {}
     tool_version: str

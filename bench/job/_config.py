@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import stacks
 
@@ -17,6 +18,10 @@ class JobConfig(BaseModel):
 
     `model`: the name by which the engine knows it. `release`: its digest. `result_configmap`: where the result goes;
     empty: nowhere but the log (a run by hand). `cost_per_hour_usd`: of the whole service, for the cost per token.
+
+    `scenario`: what differs from the plain traffic; `workers`: processes per pod. `pods`: of an Indexed Job that measure
+    together, the first of which listens at `coordinator` (host:port) for the others, who must know `token`; it writes
+    progress and result into its log for a program to read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -42,12 +47,30 @@ class JobConfig(BaseModel):
     reconnect: bool = False
     request_timeout: Annotated[float, Field(gt=0)] = 600.0
     ready_timeout: Annotated[float, Field(gt=0)] = 300.0
+    scenario: generator.Scenario = generator.Scenario()
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    api_key: str = Field(default="", repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+    insecure: bool = False
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    pods: Annotated[int, Field(ge=1, le=1000)] = 1
+    coordinator: str = ""
+    token: str = Field(default="", repr=False)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.pods > 1 or self.coordinator) and not (
+            self.coordinator.rpartition(":")[2].isdigit() and len(self.token) >= 16
+        ):
+            raise ValueError("several pods need a coordinator (host:port) and a token of at least 16 characters")
+        return self
 
     def target(self) -> generator.Target:
         """Where to send. Raises InputError for a wrong URL."""
         return generator.Target(
-            url=self.url, engine=self.engine, model=self.model, endpoint=self.endpoint, stream=self.stream
-        )
+            url=self.url, engine=self.engine, model=self.model, endpoint=self.endpoint, stream=self.stream,
+            api_key=self.api_key, headers=self.headers, insecure=self.insecure,
+        )  # fmt: skip
 
     def settings(self) -> generator.Settings:
         """How to measure."""
@@ -59,6 +82,8 @@ class JobConfig(BaseModel):
             request_timeout=self.request_timeout,
             ready_timeout=self.ready_timeout,
             context_tokens=self.context_tokens,
+            workers=self.workers,
+            max_seconds=self.max_seconds or math.inf,
         )
 
 

@@ -18,6 +18,7 @@ import stacks
 from .. import load as generator
 from ..report import line, milliseconds
 from ..results import Result
+from . import _together as together
 from ._config import JobConfig, load
 from ._kube import ConfigMaps
 
@@ -37,8 +38,16 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
             if maps is not None:
                 maps.store(config.namespace, config.result_configmap, json.dumps({"known": known}), labels)
             return _end(f"nothing to measure: evidence {known} of the same is valid", 0)
-        _come_first()
-        result = measure(config)
+        if config.coordinator and together.index() > 0:
+            together.follow(config, together.index())
+            return _end("the coordinator has what this pod measured", 0)
+        if config.coordinator:
+            result = together.lead(config, lambda crews: measure(config, crews), say)
+            for piece in together.pieces(result.model_dump_json()):
+                say(piece)
+        else:
+            _come_first()
+            result = measure(config)
         text = result.model_dump_json()
         if output is not None:
             output.write_text(text)
@@ -57,7 +66,7 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
     return _end(f"measured: {valid} of {len(result.runs)} runs valid", 0)
 
 
-def measure(config: JobConfig) -> Result:
+def measure(config: JobConfig, crews: generator.Crews | None = None) -> Result:
     """The benchmark itself, with progress on standard output, at most one line a second."""
     said = -math.inf
 
@@ -76,7 +85,9 @@ def measure(config: JobConfig) -> Result:
         replicas=config.replicas,
         costs=generator.Costs(objectives=config.objectives, per_hour_usd=config.cost_per_hour_usd),
         environment=config.environment,
-        progress=progress,
+        scenario=config.scenario,
+        crews=crews,
+        progress=together.teller(say) if config.coordinator else progress,
         say=say,
     )
 

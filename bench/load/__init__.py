@@ -9,6 +9,7 @@ from ._part import Part, Span
 from ._probe import Facts, facts, get, wait
 from ._prompts import Ask, Conversation, SharedPrefix, Source, Synthetic
 from ._raw import RawFile
+from ._remote import Gathering, Share, work
 from ._replay import Conversations, Trace, read_dialogues, read_trace
 from ._run import Progress, Settings, Stopper, orders, run, tool_version
 from ._scenario import Scenario, stages_of
@@ -25,6 +26,7 @@ __all__ = [
     "Crew",
     "Crews",
     "Facts",
+    "Gathering",
     "Histogram",
     "Load",
     "Local",
@@ -37,6 +39,7 @@ __all__ = [
     "Scenario",
     "Scrape",
     "Settings",
+    "Share",
     "SharedPrefix",
     "Snapshot",
     "Source",
@@ -61,4 +64,5 @@ __all__ = [
     "sweep",
     "tool_version",
     "wait",
+    "work",
 ]

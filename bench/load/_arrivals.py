@@ -24,9 +24,12 @@ class Closed:
     requests: int | None = None
 
     def part(self, number: int, of: int) -> Closed:
-        """The share of one of several workers."""
-        batch = None if self.requests is None else _share(self.requests, number, of)
-        return replace(self, users=_share(self.users, number, of), requests=batch)
+        """The share of one of several workers. Where there are fewer users than workers, some have nothing to do."""
+        busy = min(of, self.users)
+        if number >= busy:
+            return replace(self, users=0, requests=0)
+        batch = None if self.requests is None else _share(self.requests, number, busy)
+        return replace(self, users=_share(self.users, number, busy), requests=batch)
 
 
 def _share(whole: int, number: int, of: int) -> int:

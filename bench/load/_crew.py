@@ -13,7 +13,7 @@ from ._measure import Watch, watch_of
 from ._part import Part, Span, part_of
 from ._prompts import Source
 from ._raw import RawFile
-from ._workers import Alone, Orders, Several, Snapshot
+from ._workers import Agreed, Alone, Orders, Several, Snapshot
 
 
 class Crew(Protocol):
@@ -50,10 +50,13 @@ Crews = Callable[[int, Load, Source], Crew]
 
 
 class Local:
-    """Processes of this machine: this one, or as many as there are orders."""
+    """Processes of this machine: this one, or as many as there are orders.
 
-    def __init__(self, orders: list[Orders]) -> None:
-        self._inner = Alone(orders[0]) if len(orders) == 1 else Several(orders)
+    `agreed`: called when all are ready, gives the monotonic moment at which they begin; None: at once.
+    """
+
+    def __init__(self, orders: list[Orders], agreed: Agreed | None = None) -> None:
+        self._inner = Alone(orders[0], agreed) if len(orders) == 1 else Several(orders, agreed)
         self.began = 0.0
 
     def __enter__(self) -> Local:

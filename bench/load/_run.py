@@ -207,9 +207,9 @@ class _Sending:
     finished: bool = False
 
     def run(self, crew: Crew) -> Run:
-        started = datetime.now(UTC)
         series = Series(BIN_SECONDS)
         with crew:
+            started = datetime.now(UTC)
             if self.observer is not None:
                 self.observer.begin()
             self._watch(crew, series)

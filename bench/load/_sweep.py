@@ -30,13 +30,14 @@ class Sweep:
 
     `knee`: of the rates that held, the one of the greatest power, which is rate over mean latency (Kleinrock, Power and
     deterministic rules of thumb for probabilistic problems in computer communications, ICC 1979): beyond it the wait
-    grows faster than the rate. 0 where none held.
+    grows faster than the rate. 0 where none held. `interrupted`: someone stopped it; what was found until then is given.
     """
 
     highest: float
     lowest_refused: float
     knee: float
     steps: tuple[Step, ...]
+    interrupted: bool = False
 
 
 def holds(run: Run, rate: float, objectives: stacks.Objectives | None) -> str:
@@ -46,7 +47,7 @@ def holds(run: Run, rate: float, objectives: stacks.Objectives | None) -> str:
     which the client was the bottleneck means nothing and raises TollgateError.
     """
     if not run.valid:
-        if run.invalid_because.startswith(("client-bound", "interrupted")):
+        if run.invalid_because.startswith("client-bound"):
             raise stacks.TollgateError(f"at {rate:g} requests/s: {run.invalid_because}")
         return run.invalid_because
     served = run.metrics["requests_per_second"]
@@ -78,39 +79,44 @@ def sweep(
     `measure` takes a rate in requests/s and gives a run at it. At most log2(most/start) + log2(1/precision) + 2 runs, and
     six more around the knee.
     """
-    low, high, rate = 0.0, float("inf"), start
+    low, high = 0.0, float("inf")
     steps: list[Step] = []
 
-    def attempt(tried: float) -> Step:
+    def attempt(tried: float) -> bool:
+        nonlocal low, high
         run = measure(tried)
+        if run.invalid_because.startswith("interrupted"):
+            return False
         step = Step(rate=tried, run=run, because=holds(run, tried, objectives))
         steps.append(step)
         say(step)
-        return step
+        if step.because:
+            high = min(high, tried)
+        else:
+            low = max(low, tried)
+        return True
 
-    while True:
-        if attempt(rate).because:
-            high = rate
-        else:
-            low = rate
-        if high == float("inf"):
-            if rate >= most:
-                break
-            rate = min(most, rate * 2)
-        elif low == 0.0:
-            if rate < start / 64:
-                break
-            rate /= 2
-        elif high - low <= precision * low:
-            break
-        else:
-            rate = (low + high) / 2
+    interrupted = False
+    rate: float | None = start
+    while rate is not None and not interrupted:
+        interrupted = not attempt(rate)
+        rate = _next(rate, low, high, start, most, precision)
     for _ in range(_KNEE_RUNS):
-        between = _beside_knee(steps)
+        between = None if interrupted else _beside_knee(steps)
         if between is None:
             break
-        attempt(between)
-    return Sweep(highest=low, lowest_refused=high, knee=knee(steps), steps=tuple(steps))
+        interrupted = not attempt(between)
+    return Sweep(highest=low, lowest_refused=high, knee=knee(steps), steps=tuple(steps), interrupted=interrupted)
+
+
+def _next(rate: float, low: float, high: float, start: float, most: float, precision: float) -> float | None:
+    """The rate to try next, or None when the limit is known well enough."""
+    if high == float("inf"):
+        return None if rate >= most else min(most, rate * 2)
+    if low == 0.0:
+        return None if rate < start / 64 else rate / 2
+    # Bursts may let a higher rate hold where a lower one did not; then the two say the same.
+    return None if high - low <= precision * low else (low + high) / 2
 
 
 def power(run: Run) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import multiprocessing.connection
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
@@ -139,11 +139,15 @@ def _session(orders: Orders) -> Session:
     )
 
 
+# Called when everything is ready; gives the monotonic moment at which to begin.
+Agreed = Callable[[], float]
+
+
 class Alone:
     """The load from within this process; a context manager. `began` is set by `start`."""
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, orders: Orders, agreed: Agreed | None = None) -> None:
+        self._orders, self._agreed = orders, agreed
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._quiet = quiet_gc()
         self.began = 0.0
@@ -161,7 +165,10 @@ class Alone:
     async def _start(self) -> None:
         self._session = _session(self._orders)
         await self._session.resolve()
-        self._session.start()
+        began = self._agreed() if self._agreed is not None else None
+        if began is not None:
+            await asyncio.sleep(max(0.0, began - monotonic()))
+        self._session.start(began)
         self.began = self._session.began
 
     def look(self) -> Snapshot:
@@ -181,8 +188,8 @@ class Alone:
 class Several:
     """The load from several processes that begin at the same moment; a context manager."""
 
-    def __init__(self, orders: Sequence[Orders]) -> None:
-        self._orders = orders
+    def __init__(self, orders: Sequence[Orders], agreed: Agreed | None = None) -> None:
+        self._orders, self._agreed = orders, agreed
         self._pipes: list[multiprocessing.connection.Connection[Any, Any]] = []
         self._processes: list[Any] = []
         self.began = 0.0
@@ -198,7 +205,7 @@ class Several:
             self._processes.append(process)
         for pipe in self._pipes:
             self._receive(pipe, _READY_SECONDS)
-        self.began = monotonic() + _HEAD_START
+        self.began = self._agreed() if self._agreed is not None else monotonic() + _HEAD_START
         for pipe in self._pipes:
             pipe.send(self.began)
         return self

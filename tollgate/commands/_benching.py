@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
+import math
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from rich.console import Console
+
 import stacks
+from bench import job, pods, results
 from bench import load as generator
+from bench import matrix as cells
+from bench import report as reports
 from bench.pods import Kubectl
 
 _ENGINES = ("ollama", "vllm", "openai")
@@ -104,7 +112,7 @@ def subject(
     stack: stacks.Stack | None,
     where: Place,
     *,
-    pods: int,
+    from_pods: bool,
     engine: str | None,
     model: str | None,
     endpoint: str,
@@ -120,13 +128,13 @@ def subject(
     asked = model or (stack.release.source if stack else None)
     if asked is None:
         raise stacks.InputError(where="--model", got="nothing", allowed="a model of the service", fix="name it")
-    url = (where.inside or where.url) if pods else where.url
+    url = (where.inside or where.url) if from_pods else where.url
     if not url:
         raise stacks.InputError(
             where=f"Service {where.inside.removeprefix('http://')}", got="no address outside its cluster",
             allowed="a LoadBalancer, --url, or a load from within", fix="add --pods 1",
         )  # fmt: skip
-    if pods and where.kubectl is None:
+    if from_pods and where.kubectl is None:
         raise stacks.InputError(
             where="--pods", got="no cluster", allowed="a STACK, --service or --cluster", fix="say in which cluster they run"
         )  # fmt: skip
@@ -169,19 +177,90 @@ def costs(per_hour: float | None, machine: str | None, region: str, nodes: int) 
     return generator.Costs(per_hour_usd=float(price.on_demand) * nodes)
 
 
-def observer(subject: Subject, prometheus: str | None, say: Callable[[str], None]) -> generator.Observer | None:
+def observer(subject: Subject, prometheus: str | None, console: Console) -> generator.Observer | None:
     """The server's side: Prometheus where there is one, else the engine's own metrics where it has any."""
+
+    def say(text: str) -> None:
+        console.print(text, style="yellow", soft_wrap=True)
+
     url = prometheus or subject.place.prometheus
     if url:
         namespace = subject.place.kubectl.namespace if subject.place.kubectl is not None else ""
         return generator.Prometheus(url=url, namespace=namespace, say=say)
+    if subject.target.url == subject.place.inside != subject.place.url:
+        return None
     try:
         status, body = generator.get(subject.target, "/metrics", timeout=2.0)
-    except (OSError, ValueError):
+    except (OSError, http.client.HTTPException):
         return None
-    return (
-        generator.Scrape(subject.target) if status == 200 and generator.scraped(body.decode(errors="replace")) else None
-    )
+    known = status == 200 and generator.scraped(body.decode(errors="replace"))
+    return generator.Scrape(subject.target) if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """A benchmark that only has to be started; from `pods` pods of the service's cluster, or from here (0)."""
+
+    subject: Subject
+    traffic: stacks.Traffic
+    settings: generator.Settings
+    scenario: generator.Scenario
+    console: Console
+    observer: generator.Observer | None
+    pods: int = 0
+
+    def __call__(self) -> results.Result:
+        """With the live view."""
+        with reports.live(self.console) as (progress, say):
+            return self.run(progress=progress, say=say)
+
+    def run(
+        self,
+        *,
+        progress: Callable[[generator.Progress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+        stopper: generator.Stopper | None = None,
+    ) -> results.Result:
+        """Without one."""
+        subject = self.subject
+        if self.pods:
+            return self._from_pods(progress, say)
+        return generator.run(
+            subject.target, self.traffic, self.settings, release=subject.release, stack=subject.name,
+            replicas=subject.replicas, costs=subject.costs, environment=subject.environment, scenario=self.scenario,
+            observer=self.observer, progress=progress, say=say, stopper=stopper,
+        )  # fmt: skip
+
+    def _from_pods(self, progress: Callable[[generator.Progress], None], say: Callable[[str], None]) -> results.Result:
+        subject, settings, target = self.subject, self.settings, self.subject.target
+        if subject.place.kubectl is None:
+            raise AssertionError("pods need a cluster; `subject` has seen to it")
+        if target.ca_file:
+            raise stacks.InputError(
+                where="--ca-file and --pods",
+                got="both",
+                allowed="one of them",
+                fix="use --insecure, or plain HTTP inside",
+            )
+        limit = settings.max_seconds if math.isfinite(settings.max_seconds) else None
+        config = job.JobConfig(
+            url=target.url, engine=target.engine, model=target.model, endpoint=target.endpoint, stream=target.stream,
+            traffic=self.traffic, objectives=subject.costs.objectives, runs=settings.runs, seconds=settings.seconds,
+            release=subject.release, stack=subject.name, replicas=subject.replicas,
+            environment={**subject.environment, "client_pods": self.pods}, cost_per_hour_usd=subject.costs.per_hour_usd,
+            context_tokens=settings.context_tokens, seed=settings.seed, reconnect=settings.reconnect,
+            request_timeout=settings.request_timeout, scenario=self.scenario, workers=settings.workers,
+            api_key=target.api_key, headers=target.headers, insecure=target.insecure, max_seconds=limit, pods=self.pods,
+            coordinator="later:1", token="0" * 32,
+        )  # fmt: skip
+        # A batch lasts as long as it lasts; a day is a bound like any other.
+        whole = self.scenario.requests or self.scenario.trace
+        longest = 86_400.0 if whole and limit is None else settings.runs * (settings.patience * settings.seconds + 600)
+        result = pods.run(config, subject.place.kubectl, progress=progress, say=say, longest=longest)
+        if not isinstance(self.observer, generator.Prometheus):
+            return result
+        seen = [self.observer.end(one, time.time() - one.started.timestamp()) for one in result.runs]
+        return result.model_copy(update={"runs": tuple(seen)})
 
 
 def traffic(
@@ -216,6 +295,36 @@ def traffic(
     return stacks.Traffic(
         arrival=arrival, requests_per_second=rate or 1.0, prompt_tokens=prompts, output_tokens=answers
     )
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between. Raises InputError."""
+    try:
+        found = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise stacks.InputError(
+            where=option, got=text or "nothing", allowed="whole numbers from 1 on", fix="write for example 2,4,8"
+        )
+    return found
+
+
+def matrix(plan: cells.Plan, path: Path, measuring: Measuring) -> results.Matrix:
+    """Measure what is missing of it, with a live view of each cell; Ctrl-C ends it after what is finished."""
+    stopper, console = generator.Stopper(), measuring.console
+
+    def cell(batch: int, workers: int) -> results.Result:
+        traffic = measuring.traffic.model_copy(update={"arrival": "closed", "users": workers, "think_seconds": 0.0})
+        scenario = measuring.scenario.model_copy(update={"requests": batch})
+        once = replace(measuring, traffic=traffic, scenario=scenario)
+        with reports.live(console) as (progress, _):
+            return once.run(progress=progress if console.is_terminal else lambda _: None, stopper=stopper)
+
+    return cells.measure(
+        plan, path, cell, stack=measuring.subject.name, release=measuring.subject.release, traffic=measuring.traffic,
+        say=lambda text: console.print(text, soft_wrap=True, highlight=False), stopped=lambda: bool(stopper),
+    )  # fmt: skip
 
 
 def header(text: str) -> tuple[str, str]:

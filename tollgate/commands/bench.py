@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 import stacks
 from bench import load as generator
+from bench import matrix as cells
 from bench import report as reports
 from bench import results
 
@@ -64,6 +65,7 @@ Seed = Annotated[int, typer.Option(help="Of prompts, lengths and arrivals.")]
 Processes = Annotated[
     int, typer.Option(min=1, max=256, help="Processes of this machine (or of each pod) that share the load.")
 ]
+Pods = Annotated[int, typer.Option(min=0, max=1000, help="Send from so many pods of the cluster instead.")]
 Prometheus = Annotated[str | None, typer.Option(help="Address of a Prometheus that scrapes the service.")]
 CostPerHour = Annotated[float | None, typer.Option(min=0, help="US$ per hour of the whole service.")]
 Machine = Annotated[str | None, typer.Option(help="Or: its machine type, priced by the price book,")]
@@ -123,6 +125,7 @@ def run(
     insecure: Insecure = False,
     seed: Seed = 1,
     processes: Processes = 1,
+    pods: Pods = 0,
     prometheus: Prometheus = None,
     cost_per_hour: CostPerHour = None,
     machine: Machine = None,
@@ -156,7 +159,7 @@ def run(
         answer=(max_tokens, max_tokens_cv), open_loop=bool(scenario.stages or trace or find_limit),
     )  # fmt: skip
     subject = benching.subject(
-        stack, benching.place(url, service, cluster, stack), pods=0, engine=engine, model=model, endpoint=endpoint,
+        stack, benching.place(url, service, cluster, stack), from_pods=pods > 0, engine=engine, model=model, endpoint=endpoint,
         costs=benching.costs(cost_per_hour, machine, region, nodes), stream=stream, api_key=api_key,
         headers=tuple(benching.header(text) for text in header or []), ca_file=ca_file, insecure=insecure,
     )  # fmt: skip
@@ -167,10 +170,14 @@ def run(
         context_tokens=stack.release.context_tokens if stack else None,
     )  # fmt: skip
     console = Console()
-    measuring = _Measuring(
-        subject=subject, traffic=traffic, settings=settings, scenario=scenario, console=console,
-        observer=benching.observer(subject, prometheus, lambda text: console.print(text, style="yellow", soft_wrap=True)),
+    measuring = benching.Measuring(
+        subject=subject, traffic=traffic, settings=settings, scenario=scenario, console=console, pods=pods,
+        observer=benching.observer(subject, prometheus, console),
     )  # fmt: skip
+    if raw_file is not None and pods:
+        raise stacks.InputError(
+            where="--raw and --pods", got="both", allowed="one of them", fix="measure from this machine to keep records"
+        )
     if find_limit:
         _limit(measuring, rate or 1.0, precision, json_file, html_file)
         return
@@ -189,44 +196,6 @@ def run(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measuring:
-    """A benchmark that only has to be started."""
-
-    subject: benching.Subject
-    traffic: stacks.Traffic
-    settings: generator.Settings
-    scenario: generator.Scenario
-    console: Console
-    observer: generator.Observer | None
-
-    def __call__(self) -> results.Result:
-        with reports.live(self.console) as (progress, say):
-            return self.run(progress=progress, say=say)
-
-    def run(
-        self,
-        *,
-        progress: Callable[[generator.Progress], None] | None = None,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> results.Result:
-        subject = self.subject
-        return generator.run(
-            subject.target,
-            self.traffic,
-            self.settings,
-            release=subject.release,
-            stack=subject.name,
-            replicas=subject.replicas,
-            costs=subject.costs,
-            environment=subject.environment,
-            scenario=self.scenario,
-            observer=self.observer,
-            progress=progress,
-            say=say,
-        )
-
-
 def _earlier(path: Path) -> results.Result:
     try:
         return results.Result.model_validate_json(path.read_bytes())
@@ -237,7 +206,7 @@ def _earlier(path: Path) -> results.Result:
 
 
 def _limit(
-    measuring: _Measuring, start: float, precision: float, json_file: Path | None, html_file: Path | None
+    measuring: benching.Measuring, start: float, precision: float, json_file: Path | None, html_file: Path | None
 ) -> None:
     """Bisect to the highest rate that keeps the stack's promises, or at which the service just keeps up."""
     objectives = measuring.subject.stack.objectives if measuring.subject.stack else None
@@ -247,7 +216,7 @@ def _limit(
         asked = measuring.traffic.model_copy(update={"requests_per_second": tried})
         once = replace(measuring, traffic=asked, settings=replace(measuring.settings, runs=1))
         with reports.live(console) as (progress, _):
-            found = once.run(progress=progress if console.is_terminal else None)
+            found = once.run(progress=progress) if console.is_terminal else once.run()
         kept.append(found)
         if not found.runs:
             raise stacks.TollgateError("interrupted before anything was measured")
@@ -258,6 +227,8 @@ def _limit(
         console.print(words, soft_wrap=True)
 
     found = generator.sweep(measure, start=start, precision=precision, objectives=objectives, say=say)
+    if found.interrupted:
+        console.print(Text("interrupted: what was found until then", style="yellow"))
     console.print(Text(f"highest rate that holds: {found.highest:.2f} requests/s", style="bold"))
     if found.highest:
         console.print(f"knee (most rate for its latency): {found.knee:.2f} requests/s")
@@ -270,6 +241,7 @@ def _limit(
         highest_requests_per_second=found.highest,
         lowest_refused_requests_per_second=found.lowest_refused if found.lowest_refused < float("inf") else None,
         knee_requests_per_second=found.knee,
+        interrupted=found.interrupted,
         steps=tuple(
             results.LimitStep(requests_per_second=step.rate, because=step.because, run=step.run) for step in found.steps
         ),
@@ -278,6 +250,81 @@ def _limit(
     )
     benching.written(json_file, limit.model_dump_json(indent=1) + "\n")
     benching.written(html_file, reports.html([], limits=[limit]))
+
+
+@app.command()
+def matrix(
+    name: Stack = None,
+    url: Url = None,
+    service: Service = None,
+    cluster: ClusterName = None,
+    model: Model = None,
+    engine: Engine = None,
+    endpoint: Endpoint = "chat",
+    stream: Streamed = True,
+    batches: Annotated[str, typer.Option(help="Requests of a batch, several with commas.")] = "1000,5000,10000",
+    workers: Annotated[str, typer.Option(help="Workers, each with one request at a time.")] = "2,4,8,16,32",
+    extrapolate: Annotated[str, typer.Option(help="Requests to say the time of.")] = "50000,170000",
+    cell_seconds: Annotated[
+        float | None, typer.Option(min=1, help="End a cell after so long; its rate is known long before.")
+    ] = None,
+    prompt_tokens: PromptTokens = None,
+    prompt_tokens_cv: PromptCv = 0.0,
+    max_tokens: MaxTokens = None,
+    max_tokens_cv: MaxCv = 0.0,
+    timeout: Timeout = 600.0,
+    api_key: ApiKey = "",
+    header: Header = None,
+    ca_file: CaFile = "",
+    insecure: Insecure = False,
+    seed: Seed = 1,
+    processes: Processes = 1,
+    pods: Pods = 0,
+    prometheus: Prometheus = None,
+    json_file: Annotated[Path, typer.Option("--json", help="The result; a file that is there is gone on with.")] = Path(
+        "matrix.json"
+    ),
+    html_file: Html = None,
+) -> None:
+    """Measure batch sizes × workers: how many workers are best, and how long larger batches would take.
+
+    Finished cells are kept in the --json file (with a log beside it), so that the same command goes on where it was ended.
+    """
+    stack = stacks.load_stack(name) if name is not None else None
+    subject = benching.subject(
+        stack, benching.place(url, service, cluster, stack), from_pods=pods > 0, engine=engine, model=model,
+        endpoint=endpoint, costs=generator.Costs(), stream=stream, api_key=api_key,
+        headers=tuple(benching.header(text) for text in header or []), ca_file=ca_file, insecure=insecure,
+    )  # fmt: skip
+    traffic = benching.traffic(
+        stack, users=1, think=0.0, rate=None, constant=False, prompt=(prompt_tokens, prompt_tokens_cv),
+        answer=(max_tokens, max_tokens_cv),
+    )  # fmt: skip
+    console = Console()
+    settings = generator.Settings(
+        runs=1, seed=seed, workers=processes, request_timeout=timeout, max_seconds=cell_seconds or math.inf
+    )
+    measuring = benching.Measuring(
+        subject=subject, traffic=traffic, settings=settings, scenario=generator.Scenario(), console=console, pods=pods,
+        observer=benching.observer(subject, prometheus, console),
+    )  # fmt: skip
+    plan = cells.Plan(
+        batches=benching.numbers("--batches", batches),
+        workers=benching.numbers("--workers", workers),
+        forecasts=benching.numbers("--extrapolate", extrapolate),
+        subject={
+            "url": subject.target.url, "engine": subject.target.engine, "model": subject.target.model,
+            "endpoint": endpoint, "stream": stream, "release": subject.release, "seed": seed, "pods": pods,
+            "prompt_tokens": traffic.prompt_tokens.model_dump(), "output_tokens": traffic.output_tokens.model_dump(),
+        },
+        seed=seed,
+    )  # fmt: skip
+    found = benching.matrix(plan, json_file, measuring)
+    reports.show_matrix(found, console)
+    benching.written(html_file, reports.html([], matrices=[found]))
+    console.print(f"result: {json_file}", soft_wrap=True)
+    if len(found.cells) < len(plan.order):
+        raise typer.Exit(1)
 
 
 @app.command()
