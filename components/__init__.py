@@ -1,30 +1,48 @@
-"""Pulumi components: a stack's ground, GPU pool, engine, autoscaler, monitoring, benchmark and gate, and all as one."""
+"""Pulumi components: a stack's ground, GPU pool, engine, gateway, operators, DNS, benchmark, gate, and all as one."""
 
 from .autoscaler import QueueAutoscaler, QueueAutoscalerArgs
 from .benchmark import BenchmarkJob, BenchmarkJobArgs
 from .cluster import Cluster, ClusterArgs
-from .engine import Engine, EngineArgs
+from .dns import FleetDns, FleetDnsArgs
+from .engines import EngineArgs, EngineService, service_for
+from .engines.ollama import OllamaService
+from .engines.sglang import SglangService
+from .engines.simulator import SimulatorService
+from .engines.vllm import VllmService
+from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .platform import Platform, PlatformArgs, deploy
+from .preflight import refuse
 from .promotion import PromotionCheck, PromotionCheckArgs
 
 __all__ = [
+    "Backend",
     "BenchmarkJob",
     "BenchmarkJobArgs",
     "Cluster",
     "ClusterArgs",
-    "Engine",
     "EngineArgs",
+    "EngineService",
+    "FleetDns",
+    "FleetDnsArgs",
+    "GatewayArgs",
     "GpuPool",
     "GpuPoolArgs",
+    "InferenceGateway",
     "Monitoring",
     "MonitoringArgs",
+    "OllamaService",
     "Platform",
     "PlatformArgs",
     "PromotionCheck",
     "PromotionCheckArgs",
     "QueueAutoscaler",
     "QueueAutoscalerArgs",
+    "SglangService",
+    "SimulatorService",
+    "VllmService",
     "deploy",
+    "refuse",
+    "service_for",
 ]

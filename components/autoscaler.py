@@ -19,16 +19,22 @@ from .cluster import Cluster
 
 @dataclass(frozen=True, kw_only=True)
 class QueueAutoscalerArgs:
-    """`waiting_per_replica`: queued requests that justify one more replica. `cold_start_seconds`: of one replica."""
+    """`waiting`: the engine's metric of its queue, or None. `waiting_per_replica`: queued requests that justify one more.
+
+    `scaled`: the name of what is scaled; `groups`: it is a LeaderWorkerSet, each of whose replicas spans nodes.
+    `cold_start_seconds`: of one replica.
+    """
 
     engine: str
+    waiting: str | None
     namespace: pulumi.Input[str]
-    deployment: str
+    scaled: str
     replicas_min: int
     replicas_max: int
     cold_start_seconds: float
     prometheus_url: str
     waiting_per_replica: int = 5
+    groups: bool = False
 
 
 class QueueAutoscaler(Component):
@@ -44,23 +50,20 @@ class QueueAutoscaler(Component):
         engine: pulumi.Resource,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        if args.engine != "vllm":
-            raise stacks.InputError(
-                where="tollgate:fleet.nodes",
-                got=f"min below max with engine {args.engine}",
-                allowed="min equal to max: this engine publishes no metric of its queue",
-                fix="set nodes.min to nodes.max, or serve the model with vllm",
-            )
+        check_queue(args.engine, args.waiting)
         super().__init__(name, {"min": args.replicas_min, "max": args.replicas_max}, opts)
         # The query must give exactly one element: several are an error to KEDA, none counts as 0.
-        query = pulumi.Output.concat('sum(vllm:num_requests_waiting{namespace="', args.namespace, '"}) or vector(0)')
+        query = pulumi.Output.concat(f'sum({args.waiting}{{namespace="', args.namespace, '"}) or vector(0)')
+        target = {"name": args.scaled}
+        if args.groups:
+            target |= {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet"}
         self.scaled_object = k8s.apiextensions.CustomResource(
             name,
             api_version="keda.sh/v1alpha1",
             kind="ScaledObject",
-            metadata={"name": args.deployment, "namespace": args.namespace},
+            metadata={"name": args.scaled, "namespace": args.namespace},
             spec={
-                "scaleTargetRef": {"name": args.deployment},
+                "scaleTargetRef": target,
                 "pollingInterval": 5,
                 # Below the cold start KEDA would take the pod away while it loads.
                 "cooldownPeriod": max(300, int(args.cold_start_seconds * 2)),
@@ -82,3 +85,14 @@ class QueueAutoscaler(Component):
             opts=self._child(provider=cluster.provider, depends_on=[engine]),
         )
         self.register_outputs({})
+
+
+def check_queue(engine: str, waiting: str | None) -> None:
+    """Raises InputError where there is nothing to scale on."""
+    if waiting is None:
+        raise stacks.InputError(
+            where="tollgate:fleet.nodes",
+            got=f"min below max with engine {engine}",
+            allowed="min equal to max: this engine publishes no metric of its queue",
+            fix="set nodes.min to nodes.max, or serve the model with vllm",
+        )

@@ -63,7 +63,7 @@ class BenchmarkJob(Component):
     ) -> None:
         stack = args.stack
         config = {
-            "engine": stack.release.engine,
+            "engine": _dialect(stack),
             "model": stack.release.source,
             "traffic": stack.traffic.model_dump(mode="json"),
             "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
@@ -167,6 +167,13 @@ def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None
     raise stacks.TollgateError("the benchmark's ConfigMap holds no result.json; delete its Job and run pulumi up again")
 
 
+def _dialect(stack: stacks.Stack) -> str:
+    """The API the load is sent in; what is neither Ollama nor vLLM, nor the simulator, speaks OpenAI's."""
+    if stack.release.engine in ("ollama", "vllm"):
+        return stack.release.engine
+    return "vllm" if stack.serving.simulate else "openai"
+
+
 def _longest(benchmark: stacks.Benchmark) -> int:
     """Warm-up may take twice the steady window (bench.load bounds it so), and the engine may need minutes to load."""
     return int(benchmark.runs * benchmark.seconds * 3 + 600)
@@ -183,11 +190,18 @@ def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> 
             "spec": {
                 "serviceAccountName": "bench",
                 "restartPolicy": "Never",
+                # What a namespace of level `restricted` asks of every pod.
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": 1000,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
                 "containers": [
                     {
                         "name": "bench",
                         "image": _IMAGE,
                         "args": arguments,
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                         "resources": {"requests": {"cpu": "1", "memory": "256Mi"}},
                         "volumeMounts": [{"name": "config", "mountPath": "/etc/tollgate", "readOnly": True}],
                     }

@@ -1,16 +1,16 @@
-"""One stack, whole: gate, ground, GPU pool, engine, autoscaler, monitoring, benchmark.
+"""One stack, whole: gate, what each of its regions has, DNS over them, benchmark.
 
 Deliberately not here: any decision. What runs is the release, how much of it the fleet, how that is sized the planner.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pulumi
-import pulumi_kubernetes as k8s
 
 import gate
 import planner
@@ -19,13 +19,12 @@ import values
 from bench import results
 
 from ._base import Component
-from .autoscaler import QueueAutoscaler, QueueAutoscalerArgs
 from .benchmark import BenchmarkJob, BenchmarkJobArgs
-from .cluster import Cluster, ClusterArgs
-from .engine import ENGINE_NAME, Engine, EngineArgs
-from .gpu_pool import GpuPool, GpuPoolArgs
-from .monitoring import Monitoring, MonitoringArgs
+from .dns import FleetDns, FleetDnsArgs
+from .gateway import HEALTH_PATH
+from .preflight import refuse
 from .promotion import PromotionCheck, PromotionCheckArgs
+from .site import Site, SiteArgs, build_site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +39,20 @@ class PlatformArgs:
 class Platform(Component):
     """Raises InputError for a release that cannot run on its fleet and GateRefused for one that may not.
 
-    Attributes: `url`, `verdict`, `evidence` (Outputs; None without a benchmark), `release_digest`, `plan`.
+    Attributes: `url`, by DNS where the stack has that; `urls`, by region, inside each one's cluster; `verdict`, `evidence`
+    (Outputs; None without a benchmark), `release_digest`, `plan`.
     """
 
     def __init__(self, name: str, args: PlatformArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         stack = args.stack
-        planner.check(stack.release, stack.fleet)
+        refuse(stack)
         self.plan = planner.plan(stack)
         self.release_digest = values.release_digest(stack.release)
         gatekeeper = PromotionCheck(
             "promotion-check",
             PromotionCheckArgs(stack=stack, release_digest=self.release_digest, root=args.root, enforce=args.enforce),
         )
+        candidate = self._candidate(args)
         facts = {
             "stack": stack.name,
             "target": stack.target,
@@ -67,74 +68,66 @@ class Platform(Component):
             name, facts, pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[gatekeeper]))
         )
 
-        cluster = Cluster(
-            "cluster",
-            ClusterArgs(target=stack.target, name=stack.cluster, region=stack.fleet.regions[0], project=stack.project),
-            opts=self._child(),
-        )
-        pool = GpuPool(
-            "gpu-pool",
-            GpuPoolArgs(
-                target=stack.target,
-                pool=stack.name,
-                accelerator=stack.release.accelerator,
-                fleet=stack.fleet,
-                expected_nodes=self.plan.nodes_expected,
-            ),
-            cluster,
-            opts=self._child(),
-        )
-        monitoring = Monitoring("monitoring", MonitoringArgs(target=stack.target), cluster, opts=self._child())
-        namespace = k8s.core.v1.Namespace(
-            "namespace", metadata={"name": stack.namespace}, opts=self._child(provider=cluster.provider)
-        )
-        engine = Engine(
-            "engine",
-            EngineArgs(
-                namespace=namespace.metadata["name"],
-                chart=values.chart_path(stack.release.chart),
-                values=values.render(stack, self.plan),
-                release_digest=self.release_digest,
-                wait_seconds=600,
-                root=args.root,
-            ),
-            cluster,
-            depends_on=[pool],
-            opts=self._child(),
-        )
-        if stack.fleet.nodes.min < stack.fleet.nodes.max:
-            QueueAutoscaler(
-                "autoscaler",
-                QueueAutoscalerArgs(
-                    engine=stack.release.engine,
-                    namespace=namespace.metadata["name"],
-                    deployment=ENGINE_NAME,
-                    replicas_min=self.plan.replicas_min,
-                    replicas_max=self.plan.replicas_max,
-                    cold_start_seconds=planner.timing(stack.release).load_seconds,
-                    prometheus_url=monitoring.prometheus_url,
+        regions = stack.fleet.split()
+        sites = [
+            build_site(
+                SiteArgs(
+                    stack=stack.model_copy(update={"fleet": fleet}),
+                    plan=_part(self.plan, fleet, stack.fleet),
+                    release_digest=self.release_digest,
+                    root=args.root,
+                    suffix=f"-{fleet.regions[0]}" if len(regions) > 1 else "",
+                    candidate=candidate,
+                    secrets=args.enforce,
                 ),
-                cluster,
-                engine,
+                self._child,
+            )
+            for fleet in regions
+        ]
+        self.urls = {site.region: site.url for site in sites}
+        self.url = sites[0].url
+        if stack.dns is not None:
+            dns = FleetDns(
+                "dns",
+                FleetDnsArgs(
+                    dns=stack.dns,
+                    project=stack.project,
+                    addresses={site.region: site.address for site in sites if site.address is not None},
+                    health_path=HEALTH_PATH,
+                ),
                 opts=self._child(),
             )
-        self.url = engine.url
+            self.url = pulumi.Output.concat("http://", dns.name)
         self.verdict: pulumi.Output[str] | None = None
         self.evidence: pulumi.Output[str] | None = None
         if stack.benchmark is not None:
             job = BenchmarkJob(
                 "benchmark",
-                self._measure(args, stack.benchmark, namespace, engine),
-                cluster,
-                engine,
+                self._measure(args, stack.benchmark, sites[0]),
+                sites[0].cluster,
+                sites[0].engine,
                 opts=self._child(),
             )
             self.verdict, self.evidence = job.verdict, job.evidence
         self.register_outputs({"url": self.url, "verdict": self.verdict, "evidence": self.evidence})
 
-    def _measure(
-        self, args: PlatformArgs, benchmark: stacks.Benchmark, namespace: k8s.core.v1.Namespace, engine: Engine
-    ) -> BenchmarkJobArgs:
+    def _candidate(self, args: PlatformArgs) -> stacks.Release | None:
+        """The release beside the stack's own; the gate lets it in or not, as it does the other."""
+        stack = args.stack
+        if stack.gateway is None or stack.gateway.candidate is None:
+            return None
+        release = stacks.load_release(stack.gateway.candidate.release, args.root)
+        beside = stack.model_copy(update={"release": release})
+        refuse(beside)
+        PromotionCheck(
+            "promotion-check-candidate",
+            PromotionCheckArgs(
+                stack=beside, release_digest=values.release_digest(release), root=args.root, enforce=args.enforce
+            ),
+        )
+        return release
+
+    def _measure(self, args: PlatformArgs, benchmark: stacks.Benchmark, site: Site) -> BenchmarkJobArgs:
         stack = args.stack
 
         def measure(benchmark: str) -> gate.Measuring:
@@ -156,8 +149,8 @@ class Platform(Component):
         return BenchmarkJobArgs(
             stack=stack,
             benchmark=benchmark,
-            namespace=namespace.metadata["name"],
-            url=engine.url,
+            namespace=site.namespace.metadata["name"],
+            url=site.url,
             release_digest=self.release_digest,
             replicas=self.plan.replicas_max,
             environment={
@@ -166,7 +159,7 @@ class Platform(Component):
                 "mig_profile": stack.release.accelerator.mig_profile or "",
                 "machine_type": stack.fleet.machine_type,
                 "region": stack.fleet.regions[0],
-                "simulated": stack.target == "local",
+                "simulated": stack.target == "local" or stack.serving.simulate,
             },
             cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
             measure=measure,
@@ -174,11 +167,34 @@ class Platform(Component):
         )
 
 
+def _part(plan: planner.Plan, fleet: stacks.Fleet, whole: stacks.Fleet) -> planner.Plan:
+    """The plan of one region: its share of the nodes, and the replicas that they carry."""
+    if fleet is whole:
+        return plan
+
+    def replicas(nodes: int) -> int:
+        return nodes * plan.replicas_per_node // plan.nodes_per_replica
+
+    expected = min(fleet.nodes.max, max(fleet.nodes.min, -(-plan.nodes_expected // len(whole.regions))))
+    return dataclasses.replace(
+        plan,
+        nodes_min=fleet.nodes.min,
+        nodes_max=fleet.nodes.max,
+        nodes_expected=expected,
+        replicas_min=replicas(fleet.nodes.min),
+        replicas_max=replicas(fleet.nodes.max),
+        replicas_expected=replicas(expected),
+        region=fleet.regions[0],
+    )
+
+
 def deploy(stack_name: str, root: Path, *, enforce: bool = True) -> Platform:
     """The whole Pulumi program: read the stack's files, build its platform, export what its users need."""
     stack = stacks.load_stack(stack_name, root)
     platform = Platform("platform", PlatformArgs(stack=stack, root=root, enforce=enforce))
     pulumi.export("url", platform.url)
+    if len(platform.urls) > 1:
+        pulumi.export("urls", platform.urls)
     pulumi.export("release", stack.release.name)
     pulumi.export("digest", platform.release_digest)
     pulumi.export("slots", platform.plan.slots)

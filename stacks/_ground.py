@@ -36,7 +36,8 @@ class Gke(Model):
 
     `adopt`: use existing clusters of these names instead of making them. `network`, `subnetwork`: where; Google's default
     network if absent. `pods_range`, `services_range`: names of secondary ranges; absent: GKE makes some.
-    `private_endpoint`: no public API address at all. `authorized_networks`: CIDRs that may reach the API.
+    `private_endpoint`: no public API address at all. `authorized_networks`: CIDRs that may reach the API. `nat`: make a Cloud
+    NAT, without which private nodes reach no registry but Google's.
     """
 
     adopt: bool = False
@@ -46,6 +47,7 @@ class Gke(Model):
     services_range: Name | None = None
     release_channel: Literal["rapid", "regular", "stable", "extended"] = "regular"
     private_endpoint: bool = False
+    nat: bool = True
     authorized_networks: tuple[str, ...] = ()
     maintenance: Maintenance = Maintenance()
     deletion_protection: bool = True
@@ -118,7 +120,8 @@ class Serving(Model):
     `simulate`: our simulator in the engine's dialect instead of the engine, for clusters without GPUs. `priority`: value of
     the pods' PriorityClass. `api_key`, `hugging_face_token`: taken from the stack's secrets `secrets:apiKey` and
     `secrets:huggingFaceToken`, or from `secret`, an existing Secret with the keys `api-key` and `hugging-face-token`.
-    `pod_security`: the level that the namespace enforces. `drain_seconds`: a stopping pod finishes its streams this long.
+    `pod_security`: the level that the namespace enforces. `digests_only`: refuse an image that is named by tag alone.
+    `drain_seconds`: a stopping pod finishes its streams this long.
     """
 
     simulate: bool = False
@@ -129,6 +132,7 @@ class Serving(Model):
     secret: Name | None = None
     network_policy: bool = True
     pod_security: Literal["restricted", "baseline", "privileged"] = "restricted"
+    digests_only: bool = False
     drain_seconds: Annotated[int, Field(ge=5, le=3600)] = 60
     group: Group = Group()
 

@@ -9,10 +9,11 @@ from ._render import (
     release_digest,
     release_values,
 )
-from ._serving import ACCOUNT, POOL_LABEL, SECRET, render
+from ._serving import ACCOUNT, COMPUTE_CLASS, POOL_LABEL, SECRET, render
 
 __all__ = [
     "ACCOUNT",
+    "COMPUTE_CLASS",
     "POOL_LABEL",
     "SECRET",
     "UpstreamChart",

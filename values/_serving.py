@@ -11,6 +11,8 @@ import stacks
 from ._render import UPSTREAM, chart_of, load_seconds, nodes_per_replica, release_values, render_template
 
 POOL_LABEL = "tollgate.dev/pool"
+# By this GKE fills the pools of one class in an order, and moves pods back to the first.
+COMPUTE_CLASS = "cloud.google.com/compute-class"
 SECRET = "engine-secrets"
 ACCOUNT = "engine"
 # Speaks every dialect without a GPU; the same image as the benchmark's.
@@ -56,11 +58,8 @@ def _serving(stack: stacks.Stack, plan: planner.Plan) -> dict[str, Any]:
         "preStopSeconds": 3 if stack.target == "local" else 10,
         "loadSeconds": load_seconds(stack.release, fleet.disk.gb_per_second if stack.target == "gke" else None),
         # On an existing cluster the nodes are not ours to label.
-        "fleetSelector": {} if stack.target == "kubernetes" else {POOL_LABEL: stack.name},
-        "tolerations": [
-            {"key": taint.key, "operator": "Equal", "value": taint.value, "effect": taint.effect}
-            for taint in fleet.taints
-        ],
+        "fleetSelector": _fleet_selector(stack),
+        "tolerations": _tolerations(stack),
         "resources": _requests(fleet, plan),
         "podSecurity": serving.pod_security,
         "networkPolicy": {"enabled": serving.network_policy, "namespaces": ["monitoring"]},
@@ -83,6 +82,20 @@ def _serving(stack: stacks.Stack, plan: planner.Plan) -> dict[str, Any]:
         found["controller"] = group.controller
         found["gang"] = {"kind": group.gang or "", "queue": group.queue or "", "scheduler": group.scheduler}
     return found
+
+
+def _fleet_selector(stack: stacks.Stack) -> dict[str, str]:
+    if stack.target == "kubernetes":
+        return {}
+    selector = {POOL_LABEL: stack.name}
+    return {**selector, COMPUTE_CLASS: stack.name} if stack.fleet.fallback else selector
+
+
+def _tolerations(stack: stacks.Stack) -> list[dict[str, str]]:
+    taints = [(taint.key, taint.value, taint.effect) for taint in stack.fleet.taints]
+    if stack.fleet.fallback:
+        taints.append((COMPUTE_CLASS, stack.name, "NoSchedule"))
+    return [{"key": key, "operator": "Equal", "value": value, "effect": effect} for key, value, effect in taints]
 
 
 def _requests(fleet: stacks.Fleet, plan: planner.Plan) -> dict[str, str]:

@@ -41,7 +41,16 @@ def edit(project: Path, stack: str, old: str, new: str) -> None:
 
 def test_a_stack_is_gate_ground_pool_engine_and_benchmark() -> None:
     found = resources("local-dev")
-    for kind in ("PromotionCheck", "Cluster", "GpuPool", "Monitoring", "Engine", "BenchmarkJob", "Release", "Job"):
+    for kind in (
+        "PromotionCheck",
+        "Cluster",
+        "GpuPool",
+        "Monitoring",
+        "OllamaService",
+        "BenchmarkJob",
+        "Release",
+        "Job",
+    ):
         assert len(found[kind]) == 1, kind
     assert len(found["Node"]) == 10
 
@@ -115,7 +124,7 @@ def test_an_autoscaled_ollama_stack_is_refused_with_the_way_out(project: Path) -
 def test_on_gke_the_same_stack_owns_a_cluster_a_pool_and_its_operators(project: Path) -> None:
     edit(project, "local-dev", "tollgate:target: local", "tollgate:target: gke\n  tollgate:project: my-project")
     found = resources("local-dev", project)
-    pool = found["NodePool"][0]
+    (pool,) = (entry for entry in found["NodePool"] if entry["name"] != "system")
     assert pool["autoscaling"] == {"totalMinNodeCount": 10, "totalMaxNodeCount": 10, "locationPolicy": "BALANCED"}
     assert "nodeCount" not in pool
     assert pool["nodeConfig"]["guestAccelerators"][0]["type"] == "nvidia-l4"

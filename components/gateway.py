@@ -1,0 +1,298 @@
+"""What stands before the engine: HAProxy of our configuration, or the cluster's Gateway with an InferencePool.
+
+The proxy gives a request to the replica with the fewest open ones (a stream counts until its last token), takes a replica out
+after three failed checks, keeps sessions together by consistent hashing where that is asked for, and splits requests between
+two releases by weight. Deliberately not here: TLS and certificates (terminate before it, or use the cluster's Gateway), and
+rate limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+import stacks
+
+from ._base import Component, fit
+from .cluster import Cluster
+
+GATEWAY_NAME = "gateway"
+HEALTH_PATH = "/gateway/health"
+IMAGE = "haproxy:3.2-alpine"
+_POOL_CHART = "oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool"
+_POOL_VERSION = "v1.2.0"
+_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One release behind the gateway. `service`: its Helm release; `port`, `health`: of its pods; `most`: pods at the most.
+
+    `percent`: of the requests; `engine`: the chart's label of its pods.
+    """
+
+    service: str
+    engine: str
+    port: int
+    health: str
+    most: int
+    percent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayArgs:
+    """`backends`: the release, and maybe its candidate. `address`: a reserved one for an external gateway."""
+
+    gateway: stacks.Gateway
+    namespace: pulumi.Input[str]
+    namespace_name: str
+    backends: Sequence[Backend]
+    drain_seconds: int
+    address: pulumi.Input[str] | None = None
+
+
+class InferenceGateway(Component):
+    """Attribute: `url`, where the gateway answers inside the cluster; None for the cluster's own Gateway."""
+
+    url: pulumi.Output[str] | None
+
+    def __init__(
+        self,
+        name: str,
+        args: GatewayArgs,
+        cluster: Cluster,
+        depends_on: Sequence[pulumi.Resource] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        shares = {backend.service: backend.percent for backend in args.backends}
+        super().__init__(name, {"kind": args.gateway.kind, "shares": shares}, opts)
+        self.url = None
+        if args.gateway.kind == "proxy":
+            self._proxy(name, args, cluster, depends_on)
+            self.url = pulumi.Output.concat("http://", GATEWAY_NAME, ".", args.namespace, ".svc:80")
+        else:
+            self._extension(name, args, cluster, depends_on)
+        self.register_outputs({"url": self.url})
+
+    def _proxy(self, name: str, args: GatewayArgs, cluster: Cluster, depends_on: Sequence[pulumi.Resource]) -> None:
+        labels = {"app.kubernetes.io/name": GATEWAY_NAME, "app.kubernetes.io/instance": GATEWAY_NAME}
+        config = haproxy(args.gateway, args.namespace_name, args.backends, args.drain_seconds)
+        where = {"name": GATEWAY_NAME, "namespace": args.namespace, "labels": labels}
+        settings = k8s.core.v1.ConfigMap(
+            f"{name}-config", metadata=where, data={"haproxy.cfg": config}, opts=self._child(provider=cluster.provider)
+        )
+        k8s.apps.v1.Deployment(
+            f"{name}-proxy",
+            metadata=where,
+            spec={
+                "replicas": args.gateway.replicas,
+                "selector": {"matchLabels": labels},
+                "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+                "template": {
+                    "metadata": {
+                        "labels": labels,
+                        # A proxy reads its file once: another file is another pod.
+                        "annotations": {"tollgate.dev/config": hashlib.sha256(config.encode()).hexdigest()[:16]},
+                    },
+                    "spec": _proxy_pod(args, labels),
+                },
+            },
+            opts=self._child(provider=cluster.provider, depends_on=[settings, *depends_on]),
+        )
+        k8s.policy.v1.PodDisruptionBudget(
+            f"{name}-budget",
+            metadata=where,
+            spec={"maxUnavailable": 1, "selector": {"matchLabels": labels}},
+            opts=self._child(provider=cluster.provider),
+        )
+        spec: dict[str, Any] = {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}
+        if args.gateway.external:
+            spec |= {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+            if args.address is not None:
+                spec["loadBalancerIP"] = args.address
+        annotations = {"cloud.google.com/l4-rbs": "enabled"} if args.address is not None else {}
+        k8s.core.v1.Service(
+            f"{name}-service",
+            metadata={**where, "annotations": annotations},
+            spec=spec,
+            opts=self._child(provider=cluster.provider),
+        )
+
+    def _extension(self, name: str, args: GatewayArgs, cluster: Cluster, depends_on: Sequence[pulumi.Resource]) -> None:
+        """One InferencePool per release by the extension's own chart, and a route that weighs them."""
+        pools = []
+        for backend in args.backends:
+            pool = fit(f"{backend.service}-pool", 53)
+            release = k8s.helm.v3.Release(
+                f"{name}-{pool}",
+                name=pool,
+                namespace=args.namespace,
+                chart=_POOL_CHART,
+                version=_POOL_VERSION,
+                values={
+                    "inferencePool": {
+                        "targetPorts": [{"number": backend.port}],
+                        "modelServerType": "vllm",
+                        "modelServers": {
+                            "matchLabels": {
+                                "app.kubernetes.io/name": backend.engine,
+                                "app.kubernetes.io/instance": backend.service,
+                            }
+                        },
+                    },
+                    "provider": {"name": "gke"},
+                },
+                atomic=True,
+                timeout=300,
+                opts=self._child(provider=cluster.provider, depends_on=list(depends_on)),
+            )
+            pools.append((pool, backend.percent, release))
+        k8s.apiextensions.CustomResource(
+            f"{name}-route",
+            api_version="gateway.networking.k8s.io/v1",
+            kind="HTTPRoute",
+            metadata={"name": GATEWAY_NAME, "namespace": args.namespace},
+            spec={
+                "parentRefs": [{"name": args.gateway.gateway}],
+                "rules": [
+                    {
+                        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+                        "backendRefs": [
+                            {
+                                "group": "inference.networking.k8s.io",
+                                "kind": "InferencePool",
+                                "name": pool,
+                                "weight": round(percent * 100),
+                            }
+                            for pool, percent, _ in pools
+                        ],
+                        # A stream lasts as long as its tokens do.
+                        "timeouts": {"request": "3600s"},
+                    }
+                ],
+            },
+            opts=self._child(provider=cluster.provider, depends_on=[release for _, _, release in pools]),
+        )
+
+
+def _proxy_pod(args: GatewayArgs, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # The hook, the proxy's own end of streams, and a little.
+        "terminationGracePeriodSeconds": 15 + args.drain_seconds + 5,
+        "topologySpreadConstraints": [
+            {
+                "topologyKey": "topology.kubernetes.io/zone",
+                "maxSkew": 1,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+            }
+        ],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 99,
+            "runAsGroup": 99,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "haproxy",
+                "image": IMAGE,
+                "args": ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
+                "ports": [
+                    {"name": "http", "containerPort": 8080},
+                    {"name": "metrics", "containerPort": 8404},
+                ],
+                "securityContext": _SECURITY,
+                # Load balancers stop sending first; then SIGUSR1 lets open streams end.
+                "lifecycle": {
+                    "preStop": {"exec": {"command": ["/bin/sh", "-c", "sleep 15; kill -USR1 1"]}},
+                },
+                "readinessProbe": {"httpGet": {"path": HEALTH_PATH, "port": "http"}, "periodSeconds": 2},
+                "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10},
+                "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+                "volumeMounts": [{"name": "config", "mountPath": "/etc/haproxy", "readOnly": True}],
+            }
+        ],
+        "volumes": [{"name": "config", "configMap": {"name": GATEWAY_NAME}}],
+    }
+
+
+def haproxy(
+    gateway: stacks.Gateway,
+    namespace: str,
+    backends: Sequence[Backend],
+    drain_seconds: int,
+    *,
+    domain: str = "svc.cluster.local",
+) -> str:
+    """The proxy's whole configuration. A second backend is given its share of the requests in hundredths of a percent."""
+    main, *others = backends
+    lines = [
+        "global",
+        "    log stdout format raw local0 info",
+        "    maxconn 20000",
+        f"    hard-stop-after {drain_seconds}s",
+        "defaults",
+        "    mode http",
+        "    log global",
+        "    option httplog",
+        "    option dontlognull",
+        # Only what no replica has seen is asked again: a reply that was begun is never begun anew.
+        "    option redispatch",
+        "    retries 2",
+        "    retry-on conn-failure",
+        "    timeout connect 2s",
+        "    timeout http-request 10s",
+        # Streams are silent while a prompt is worked.
+        "    timeout client 1h",
+        "    timeout server 1h",
+        "    timeout queue 60s",
+        "resolvers cluster",
+        "    parse-resolv-conf",
+        "    accepted_payload_size 8192",
+        "    hold valid 2s",
+        "    hold obsolete 10s",
+        "frontend http",
+        "    bind :8080",
+        f"    monitor-uri {HEALTH_PATH}",
+        *[f"    acl has_{one.service} nbsrv({one.service}) gt 0" for one in backends],
+        f"    monitor fail unless {' or '.join(f'has_{one.service}' for one in backends)}",
+    ]
+    for one in others:
+        # With sessions the split goes by session, so that a conversation stays with one release.
+        draw = f"req.hdr({gateway.header}),xxh32(1),mod(10000)" if gateway.affinity == "session" else "rand(10000)"
+        lines.append(f"    use_backend {one.service} if {{ {draw} lt {round(one.percent * 100)} }} has_{one.service}")
+    lines += [
+        f"    use_backend {main.service} if has_{main.service}",
+        *[f"    use_backend {one.service} if has_{one.service}" for one in others],
+        f"    default_backend {main.service}",
+        "frontend metrics",
+        "    bind :8404",
+        "    no log",
+        "    http-request use-service prometheus-exporter if { path /metrics }",
+    ]
+    for one in backends:
+        balance = (
+            [f"    balance hdr({gateway.header})", "    hash-type consistent xxh3"]
+            if gateway.affinity == "session"
+            else ["    balance leastconn"]
+        )
+        lines += [
+            f"backend {one.service}",
+            *balance,
+            f"    option httpchk GET {one.health}",
+            "    default-server check inter 2s fall 3 rise 2 observe layer4 resolvers cluster init-addr none",
+            f"    server-template pod {one.most} {one.service}-pods.{namespace}.{domain}:{one.port}",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,190 @@
+"""What cannot work on this stack's ground, refused before any resource exists, with the field and what would do.
+
+Beside `stacks` (what is well-formed) and `planner.check` (what fits a GPU) this knows the grounds: what GKE has where, what the
+embedded cluster lacks, what an existing cluster says that it has.
+"""
+
+from __future__ import annotations
+
+import re
+
+import planner
+import stacks
+import values
+
+from .autoscaler import check_queue
+from .cluster import CLUSTER_NAME
+from .engines import service_for, waiting_metric
+
+# What a stack installs on a GKE cluster, and what the embedded cluster starts by itself.
+_INSTALLED = {"gke": {"keda", "prometheus", "lws", "kueue", "gateway-api"}, "local": {"keda", "prometheus"}}
+_GKE_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+
+
+def refuse(stack: stacks.Stack) -> None:
+    """Raises InputError for the first thing that cannot work."""
+    planner.check(stack.release, stack.fleet)
+    service_for(stack.release.engine, simulate=stack.serving.simulate)
+    if stack.fleet.nodes.min < stack.fleet.nodes.max:
+        check_queue(stack.release.engine, waiting_metric(stack))
+    _ground(stack)
+    _offers(stack)
+    _needs(stack)
+    _sharing(stack)
+    _storage(stack)
+    _groups(stack)
+
+
+def _ground(stack: stacks.Stack) -> None:
+    gke = stack.gke
+    if (
+        stack.target == "gke"
+        and not gke.adopt
+        and (len(stack.cluster) > CLUSTER_NAME or not _GKE_NAME.match(stack.cluster))
+    ):
+        raise stacks.InputError(
+            where="tollgate:cluster",
+            got=stack.cluster,
+            allowed=f"up to {CLUSTER_NAME} of a-z, 0-9 and -, beginning with a letter",
+            fix="name the GKE cluster so",
+        )
+    if stack.benchmark is not None and len(stack.fleet.regions) > 1:
+        raise stacks.InputError(
+            where="tollgate:benchmark",
+            got=f"a benchmark over {len(stack.fleet.regions)} regions",
+            allowed="a benchmark on a stack of one region",
+            fix="measure in the stage before, which has one region; or remove tollgate:benchmark",
+        )
+    if stack.serving.digests_only and "@sha256:" not in stack.release.image:
+        raise stacks.InputError(
+            where="release, image",
+            got=stack.release.image,
+            allowed="repository:tag@sha256:…, because serving.digests_only is on",
+            fix="add the digest that the registry shows for this tag",
+        )
+
+
+def _offers(stack: stacks.Stack) -> None:
+    """Whether Google has that machine there."""
+    fleet = stack.fleet
+    machine = planner.catalog().machine(fleet.machine_type)
+    for region in fleet.regions if stack.target == "gke" and machine.regions else ():
+        if region not in machine.regions:
+            raise stacks.InputError(
+                where="tollgate:fleet.regions",
+                got=f"{machine.id} in {region}",
+                allowed=", ".join(machine.regions),
+                fix="choose regions that have this machine, or another machine",
+            )
+    if fleet.reservation and stack.target == "gke" and len(fleet.zones) != 1:
+        raise stacks.InputError(
+            where="tollgate:fleet.zones",
+            got=", ".join(fleet.zones) or "none",
+            allowed=f"the one zone of the reservation {fleet.reservation}",
+            fix="name it: a reservation is of one zone",
+        )
+
+
+def _needs(stack: stacks.Stack) -> None:
+    """What the cluster must have beside Kubernetes itself."""
+    there = _INSTALLED.get(stack.target, set()) | set(stack.has)
+    for capability, why, fix in _wanted(stack):
+        if capability not in there:
+            raise stacks.InputError(
+                where="tollgate:has",
+                got=f"{', '.join(stack.has) or 'nothing'}, and {why}",
+                allowed=f"{capability} among what the cluster has",
+                fix=f"install it there and add it to tollgate:has, or {fix}",
+            )
+
+
+def _wanted(stack: stacks.Stack) -> list[tuple[str, str, str]]:
+    found = []
+    if stack.fleet.nodes.min < stack.fleet.nodes.max:
+        fix = "set nodes.min to nodes.max"
+        found += [("keda", "nodes.min below nodes.max is KEDA's work", fix)]
+        found += [("prometheus", "KEDA asks Prometheus for the queue", fix)]
+    if values.nodes_per_replica(stack.release) > 1:
+        group = stack.serving.group
+        found += [(group.controller, "the release spans nodes", "choose the other serving.group.controller")]
+        if group.gang:
+            found += [(group.gang, f"serving.group.gang is {group.gang}", "choose another gang, or none")]
+    if stack.gateway is not None and stack.gateway.kind == "inference-extension":
+        found += [(name, "gateway.kind is inference-extension", "set gateway.kind to proxy")
+                  for name in ("gateway-api", "inference-extension")]  # fmt: skip
+    return found
+
+
+def _sharing(stack: stacks.Stack) -> None:
+    """A GPU shared by N pods has 1/N of its memory for each."""
+    sharing, release = stack.fleet.sharing, planner.resolve(stack.release)
+    if sharing is None:
+        return
+    share = service_for(release.engine).memory_share
+    if share is not None:
+        raise stacks.InputError(
+            where="tollgate:fleet.sharing",
+            got=f"{sharing.strategy} of {sharing.clients} clients with {release.engine}",
+            allowed=f"no sharing with {release.engine}, which takes {share:.0%} of the GPU's memory when it starts",
+            fix="remove sharing; a MIG slice (accelerator.mig_profile) divides a GPU for such an engine",
+        )
+    known, slots = planner.catalog(), int(release.parallelism.slots)
+    memory = planner.memory_for(
+        engine=known.engine(release.engine),
+        model=known.model(release.model),
+        quantization=known.quantization(release.quantization),
+        gpu=known.gpu(release.accelerator.gpu),
+        mig_profile=release.accelerator.mig_profile,
+        tensor=release.parallelism.tensor,
+        pipeline=release.parallelism.pipeline,
+        kv_cache=release.kv_cache,
+        context_tokens=release.context_tokens,
+    )
+    used = memory.used_bytes(slots)
+    most = int(memory.usable_bytes // used)
+    if most < sharing.clients:
+        raise stacks.InputError(
+            where="tollgate:fleet.sharing.clients",
+            got=f"{sharing.clients} pods of {used / 1e9:.1f} GB on {memory.usable_bytes / 1e9:.1f} GB",
+            allowed=f"at most {most} with {slots} slots" if most > 1 else f"no sharing with {slots} slots",
+            fix="lower the clients, or the release's slots",
+        )
+
+
+def _storage(stack: stacks.Stack) -> None:
+    cache = stack.serving.cache
+    if cache is None:
+        return
+    if stack.target == "local":
+        raise stacks.InputError(
+            where="tollgate:serving.cache",
+            got=cache.kind,
+            allowed="no cache: the embedded cluster has no volumes that outlive a pod",
+            fix="remove it on this stack",
+        )
+    if cache.kind == "pvc" and cache.access_mode == "ReadWriteOnce" and stack.fleet.nodes.max > 1:
+        raise stacks.InputError(
+            where="tollgate:serving.cache.access_mode",
+            got=f"ReadWriteOnce with up to {stack.fleet.nodes.max} nodes",
+            allowed="ReadWriteMany, or ReadOnlyMany",
+            fix="choose one, and a storage_class that has it: a ReadWriteOnce claim is attached to one node",
+        )
+
+
+def _groups(stack: stacks.Stack) -> None:
+    group = stack.serving.group
+    one_by_one = "coscheduling" if group.gang == "coscheduling" else "kuberay" if group.controller == "kuberay" else ""
+    if values.nodes_per_replica(stack.release) > 1 and stack.fleet.nodes.min < stack.fleet.nodes.max and one_by_one:
+        raise stacks.InputError(
+            where="tollgate:fleet.nodes",
+            got=f"min below max with {one_by_one}",
+            allowed="min equal to max: every replica is an object of its own there, which no autoscaler can count",
+            fix="set nodes.min to nodes.max, or use lws without coscheduling",
+        )
+    if group.controller == "kuberay" and stack.release.engine != "vllm":
+        raise stacks.InputError(
+            where="tollgate:serving.group.controller",
+            got=f"kuberay with {stack.release.engine}",
+            allowed="lws; kuberay with vllm",
+            fix="set it to lws",
+        )
