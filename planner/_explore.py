@@ -105,7 +105,7 @@ def cheapest(search: Search, *, prices: PriceBook | None = None) -> Choice | Non
     best: Choice | None = None
     for bound, _, way, offers, station in sorted(starts):
         most = _mosts(way, offers, search)
-        if best is not None and not best.unmet:
+        if best is not None and not rank(best)[0]:
             if bound > _cost(best, search):
                 break
             within = replace(search, budget=_cost(best, search))
@@ -193,19 +193,21 @@ def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, floa
 
 
 def _rank(search: Search) -> Callable[[Choice], tuple[int, float, float, float]]:
-    """Order of choices: fewer broken promises, broken by less, then less cost, then less latency."""
+    """Order of choices: fewer broken promises, broken by less, then less cost, then less latency.
+
+    Without a promise, that nobody waits for a slot counts as one.
+    """
     promised = dict(search.objectives.items()) if search.objectives else {}
 
-    def missed(choice: Choice) -> float:
-        """How far beyond their limits the broken promises are, as shares of the limits."""
-        return sum(abs(choice.predicted[name] - promised[name]) / (promised[name] or 1.0) for name in choice.unmet)
+    def broken(choice: Choice) -> tuple[int, float]:
+        """How many, and how far beyond their limits as shares of these (without a promise: the latency)."""
+        if not promised:
+            waits = choice.predicted["queue_depth"] >= 0.5
+            return int(waits), choice.predicted["e2e_p95_seconds"] if waits else 0.0
+        missed = [abs(choice.predicted[name] - promised[name]) / (promised[name] or 1.0) for name in choice.unmet]
+        return len(missed), sum(missed)
 
-    return lambda choice: (
-        len(choice.unmet),
-        missed(choice) if choice.unmet else 0.0,
-        _cost(choice, search),
-        choice.predicted["e2e_p95_seconds"],
-    )
+    return lambda choice: (*broken(choice), _cost(choice, search), choice.predicted["e2e_p95_seconds"])
 
 
 def _least_rate(search: Search) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import functools
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
@@ -89,8 +90,12 @@ class PriceBook:
 
 @functools.cache
 def price_book(path: Path | None = None) -> PriceBook:
-    """The price book at `path`; by default the newest that ships with the planner. Raises InputError if it is wrong."""
-    path = path or max((FOLDER / "prices").glob("*.csv"))
+    """The price book at `path`, or the planner's own: every book in `catalog/prices`, a newer row in place of an older one.
+
+    Raises InputError if one is wrong.
+    """
+    if path is None:
+        return _merged(sorted((FOLDER / "prices").glob("*.csv"), key=_dated))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -98,6 +103,19 @@ def price_book(path: Path | None = None) -> PriceBook:
             where="price book", got=str(error), allowed="a readable CSV file", fix="name an existing price book"
         ) from error
     return parse_book(text, source=path.name)
+
+
+def _merged(paths: Sequence[Path]) -> PriceBook:
+    """One book of several, the oldest first; rows that only an older one has stay."""
+    books = [price_book(path) for path in paths]
+    source = books[-1].source if len(books) == 1 else f"{len(books)} books, the newest {books[-1].source}"
+    return PriceBook(source=source, prices={key: price for book in books for key, price in book.prices.items()})
+
+
+def _dated(path: Path) -> tuple[str, str]:
+    """Order of books: by the date that the name begins with (`2026`, `2026-11-21`), then by the rest of it."""
+    date_ = re.match(r"\d{4}(-\d\d(-\d\d)?)?", path.name)
+    return (date_[0] if date_ else "", path.name)
 
 
 def parse_book(text: str, *, source: str) -> PriceBook:

@@ -32,6 +32,7 @@ def facts(report: Report) -> Rows:
         ("cost", f"{money(plan.cost_per_hour_expected_usd)}/h {'spot' if plan.spot else 'on demand'}, "
                  f"{money(plan.cost_per_month_usd, 0)}/month"),
         ("on demand | spot", f"{money(report.on_demand_per_hour)}/h | {money(report.spot_per_hour)}/h"),
+        ("committed 1 | 3 years", " | ".join(f"{money(amount)}/h" for amount in report.committed_per_hour)),
         ("per 1M tokens | requests", f"{money(plan.cost_per_million_tokens_usd)} | "
                                      f"{money(plan.cost_per_million_requests_usd)}"),
     ]  # fmt: skip
@@ -156,6 +157,8 @@ def markdown(words: Rendered) -> str:
 
 def _verdict(report: Report) -> str:
     if not report.promises:
+        if report.plan.predicted["queue_depth"] >= 0.5:
+            return "Nothing was promised; with as many nodes as are allowed, requests wait for a slot."
         return "Nothing was promised; these are the fewest nodes on which nobody waits."
     return "Every promise is predicted to be kept." if report.plan.feasible else "A promise is predicted to be broken."
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from stacks import OBJECTIVES, Fleet, InputError, Objectives, Release, Stack, Traffic
@@ -31,8 +32,9 @@ from ._timing import Timing, timing
 class Report:
     """A plan with its alternatives, curves and caveats.
 
-    `shortage`: what would keep the promises that the plan does not keep; `promises`: (metric, limit, predicted, kept,
-    longest reply in tokens at which it holds or None); `headroom`: times the traffic the planned nodes carry.
+    `committed_per_hour`: for one and three years. `shortage`: what would keep the promises that the plan does not keep;
+    `promises`: (metric, limit, predicted, kept, longest reply in tokens at which it holds or None); `headroom`: times the
+    traffic the planned nodes carry.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Report:
     users_curve: tuple[Point, ...]
     on_demand_per_hour: float
     spot_per_hour: float | None
+    committed_per_hour: tuple[float | None, float | None]
     notes: tuple[str, ...]
 
 
@@ -127,6 +130,10 @@ def _report(
     )
     price = book.price(fleet.machine_type, region=fleet.regions[0])
     nodes = plan.nodes_expected
+
+    def on_all(amount: Decimal | None) -> float | None:
+        return None if amount is None else nodes * float(amount)
+
     return Report(
         title=title,
         release=release,
@@ -144,7 +151,8 @@ def _report(
         slots_curve=over_slots(plan, release, traffic, objectives, times=times),
         users_curve=over_users(plan, release, traffic, objectives, times=times),
         on_demand_per_hour=nodes * float(price.on_demand),
-        spot_per_hour=nodes * float(price.spot) if price.spot is not None else None,
+        spot_per_hour=on_all(price.spot),
+        committed_per_hour=(on_all(price.commit_1y), on_all(price.commit_3y)),
         notes=_notes(plan, price.age_days(today), price.as_of),
     )
 
@@ -175,6 +183,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "max": plan.cost_per_hour_max_usd,
                 "on_demand": report.on_demand_per_hour,
                 "spot": report.spot_per_hour,
+                "commit_1y": report.committed_per_hour[0],
+                "commit_3y": report.committed_per_hour[1],
             },
             "cost_per_month_usd": plan.cost_per_month_usd,
             "predicted": {name: finite(value) for name, value in plan.predicted.items()},

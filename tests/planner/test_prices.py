@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
+from typer.testing import CliRunner
 
 import planner
+import tollgate.__main__ as command_line
+from planner import _catalog, _prices
 from planner._billing import book_text, parse_skus
 from planner._prices import parse_book
 from stacks import InputError, TollgateError
@@ -156,3 +160,53 @@ def test_a_catalog_that_is_not_there_is_said() -> None:
 def test_a_region_without_our_machines_is_said() -> None:
     with pytest.raises(TollgateError, match="mars"):
         book_text(parse_skus({"skus": SKUS}), region="mars-north1", source="x", as_of="2026-11-21")
+
+
+def test_the_command_writes_a_dated_book_that_is_then_shown(
+    billing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", "right")
+    done = CliRunner().invoke(command_line.app, ["prices", "refresh", "--url", billing, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    (path,) = tmp_path.glob("20??-??-??-us-central1.csv")
+    assert str(path) in done.output
+    book = planner.price_book(path)
+    assert book.price("g2-standard-8", region="us-central1").source.startswith("Cloud Billing Catalog")
+    assert book.price("g2-standard-8", region="us-central1").age_days(datetime.now(UTC).date()) == 0
+
+
+def test_without_a_key_the_command_says_which_variable_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with pytest.raises(InputError, match="GOOGLE_API_KEY"):
+        CliRunner().invoke(command_line.app, ["prices", "refresh"], catch_exceptions=False)
+
+
+def test_the_shown_book_says_how_old_every_price_is_and_how_it_could_be_bought() -> None:
+    done = CliRunner().invoke(command_line.app, ["prices", "--json"])
+    rows = json.loads(done.stdout)
+    (row,) = [row for row in rows if row["machine_type"] == "a2-highgpu-1g"]
+    assert row["age_days"] > 300
+    assert float(row["spot_usd_per_hour"]) < float(row["commit_1y_usd_per_hour"]) < float(row["on_demand_usd_per_hour"])
+    assert float(row["commit_3y_usd_per_hour"]) < float(row["commit_1y_usd_per_hour"])
+    shown = CliRunner().invoke(command_line.app, ["prices"], env={"COLUMNS": "200"}).stdout
+    assert "days" in shown
+    assert "estimate" in shown
+
+
+def test_a_refreshed_book_takes_the_place_of_the_older_rows_and_leaves_the_others(
+    billing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "prices"
+    shutil.copytree(_catalog.FOLDER / "prices", folder)
+    _, text = planner.refresh_prices(region="us-central1", key="right", today=date(2026, 11, 21), url=billing)
+    (folder / "2026-11-21-us-central1.csv").write_text(text)
+    monkeypatch.setattr(_prices, "FOLDER", tmp_path)
+    planner.price_book.cache_clear()
+    try:
+        book = planner.price_book()
+    finally:
+        planner.price_book.cache_clear()
+    assert book.hourly("g2-standard-8", region="us-central1") == Decimal("0.853572")
+    assert book.hourly("a2-highgpu-1g", region="us-central1") == Decimal("3.6734")  # not in the new book
+    assert book.hourly("c6i.2xlarge", region="us-east-1") == Decimal("0.340")
+    assert "2026-11-21" in book.source

@@ -86,6 +86,18 @@ def test_budget_and_quota_bind_where_more_nodes_would_keep_the_promise(more: tup
     assert "the cheapest choice that keeps every promise is 25 × g2-standard-4" in text
 
 
+def test_without_a_promise_waiting_is_said_and_no_cheaper_plan_that_waits_is_preferred() -> None:
+    assert "fewest nodes on which nobody waits" in run(*ASK)[1]
+    waits = json.loads(run(*ASK, "--max-nodes", "2", "--gpu", "l4", "--json")[1])
+    assert waits["plan"]["predicted"]["queue_depth"] > 1
+    assert "requests wait for a slot" in run(*ASK, "--max-nodes", "2", "--gpu", "l4")[1]
+    kept = [
+        row["predicted"]["queue_depth"] < 0.5
+        for row in json.loads(run(*ASK, "--budget", "30", "--json")[1])["alternatives"]
+    ]
+    assert kept == sorted(kept, reverse=True)
+
+
 def test_the_fleet_of_a_stack_binds_as_its_quota() -> None:
     stack = load_stack("local-dev")
     plan = planner.plan_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,8 @@ def show(
                         "machine_type": price.machine_type,
                         "on_demand_usd_per_hour": str(price.on_demand),
                         "spot_usd_per_hour": None if price.spot is None else str(price.spot),
+                        "commit_1y_usd_per_hour": None if price.commit_1y is None else str(price.commit_1y),
+                        "commit_3y_usd_per_hour": None if price.commit_3y is None else str(price.commit_3y),
                         "source": price.source,
                         "as_of": price.as_of,
                         "age_days": price.age_days(today),
@@ -51,16 +54,20 @@ def show(
         )
         return
     console = Console()
-    table = Table("machine", "region", "on demand", "spot", "saves", "of", "at most old", "note", box=None)
+    table = Table(
+        "machine", "region", "on demand", "spot", "saves", "1 year", "3 years", "of", "at most old", "note", box=None
+    )
     for price in book.prices.values():
-        spot = "–" if price.spot is None else f"${price.spot:.4f}"
         saves = "–" if price.spot is None else f"{1 - price.spot / price.on_demand:.0%}"
+        amounts = [_dollars(amount) for amount in (price.on_demand, price.spot, price.commit_1y, price.commit_3y)]
         age = f"{price.age_days(today)} days"
-        table.add_row(
-            price.machine_type, price.region, f"${price.on_demand:.4f}", spot, saves, price.as_of, age, price.note
-        )
+        table.add_row(price.machine_type, price.region, *amounts[:2], saves, *amounts[2:], price.as_of, age, price.note)
     console.print(table)
     console.print(f"{book.source}, oldest row of {book.as_of}", highlight=False)
+
+
+def _dollars(amount: Decimal | None) -> str:
+    return "–" if amount is None else f"${amount:.4f}"
 
 
 @app.command()
