@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Machine:
     as_of: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CatalogModel:
     """A model's architecture. `other_parameters`: outside the text model (vision); `experts`: 1 for dense models.
 
@@ -93,22 +94,22 @@ class CatalogModel:
     source: str
     as_of: str
 
-    @property
+    @cached_property
     def attention_parameters(self) -> int:
         """Query, key, value and output projections of all layers."""
         return self.layers * self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
 
-    @property
+    @cached_property
     def expert_parameters(self) -> int:
         """Gate, up and down projections of all experts (of the one MLP where the model is dense) of all layers."""
         return self.layers * self.experts * 3 * self.hidden * self.intermediate
 
-    @property
+    @cached_property
     def embedding_parameters(self) -> int:
         """The input embedding; the output head has as many, its own where `tied` is false."""
         return self.vocabulary * self.hidden
 
-    @property
+    @cached_property
     def active_parameters(self) -> float:
         """Parameters multiplied per token: attention, the chosen experts and the head (the embedding is a look-up)."""
         return (
@@ -118,7 +119,7 @@ class CatalogModel:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Quantization:
     """Bits per weight (group scales included) and the arithmetic the products run in."""
 

@@ -94,22 +94,21 @@ def cheapest(search: Search, *, prices: PriceBook | None = None) -> Choice | Non
     Ways are tried by the least they can cost: as many replicas as have the capacity for the requests that the promised
     latency implies (Little's law). The search ends where that is dearer than a way that keeps the promise.
     """
-    starts: list[tuple[float, int, Way, list[_Offer], Station]] = []
+    starts: list[tuple[float, int, Way, list[_Offer]]] = []
     least = _least_rate(search)
     for way, offers in _placed(search, prices):
-        station = Station(way.timing, way.slots, search.traffic)
-        replicas = max(1.0, least / station.capacity)
+        # No number of slots has more capacity than all that memory holds.
+        replicas = max(1.0, least / Station(way.timing, way.timing.slots, search.traffic).capacity)
         bound = min(replicas / _per_node(way, offer.machine) * offer.price(search) for offer in offers) * way.pipeline
-        starts.append((bound, len(starts), way, offers, station))
+        starts.append((bound, len(starts), way, offers))
     kept, rank = keeper(search.traffic, search.objectives), _rank(search)
     best: Choice | None = None
-    for bound, _, way, offers, station in sorted(starts):
-        most = _mosts(way, offers, search)
+    for bound, _, way, offers in sorted(starts, key=lambda start: start[:2]):
+        station, most = Station(way.timing, way.slots, search.traffic), _mosts(way, offers, search)
         if best is not None and not rank(best)[0]:
             if bound > _cost(best, search):
                 break
-            within = replace(search, budget=_cost(best, search))
-            most = min(most, _mosts(way, offers, within))
+            most = min(most, _mosts(way, offers, replace(search, budget=_cost(best, search))))
             if most < 1 or not kept(station.predict(most, search.traffic)):
                 continue
         best = min(

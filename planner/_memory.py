@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Memory:
         return self.weights_bytes + self.overhead_bytes + self.prefix_bytes + slots * self.kv_bytes_per_slot
 
 
+@functools.cache
 def weights_bytes(model: CatalogModel, quantization: Quantization) -> float:
     """Bytes of all weights as loaded. A tied head is stored once, at the head's precision; vision stays in 16 bits."""
     linear = (model.attention_parameters + model.expert_parameters) * quantization.linear_bits

@@ -12,9 +12,9 @@ from ._memory import Memory, memory_for
 from ._timing import Timing, build
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Way:
-    """A configuration of one replica on one kind of machine."""
+    """A configuration of one replica on one kind of machine, for requests of `context_tokens`."""
 
     engine: Engine
     quantization: Quantization
@@ -23,7 +23,12 @@ class Way:
     tensor: int
     pipeline: int
     timing: Timing
-    slots: int
+    context_tokens: int
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """As `parallelism.slots: auto` would choose."""
+        return knee(self.timing, self.context_tokens / 2)
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,5 +130,5 @@ def _way(
         tensor=tensor,
         pipeline=pipeline,
         timing=timing,
-        slots=knee(timing, context_tokens / 2),
+        context_tokens=context_tokens,
     )

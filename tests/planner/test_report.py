@@ -88,9 +88,9 @@ def test_budget_and_quota_bind_where_more_nodes_would_keep_the_promise(more: tup
 
 def test_without_a_promise_waiting_is_said_and_no_cheaper_plan_that_waits_is_preferred() -> None:
     assert "fewest nodes on which nobody waits" in run(*ASK)[1]
-    waits = json.loads(run(*ASK, "--max-nodes", "2", "--gpu", "l4", "--json")[1])
+    waits = json.loads(run(*ASK, "--max-nodes", "1", "--gpu", "l4", "--json")[1])
     assert waits["plan"]["predicted"]["queue_depth"] > 1
-    assert "requests wait for a slot" in run(*ASK, "--max-nodes", "2", "--gpu", "l4")[1]
+    assert "requests wait for a slot" in run(*ASK, "--max-nodes", "1", "--gpu", "l4")[1]
     kept = [
         row["predicted"]["queue_depth"] < 0.5
         for row in json.loads(run(*ASK, "--budget", "30", "--json")[1])["alternatives"]
