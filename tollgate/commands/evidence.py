@@ -31,6 +31,12 @@ _Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 _Digest = Annotated[str, typer.Argument(help="Its digest or the start of it.")]
 
 
+def _console() -> Console:
+    """Not into 80 columns where nobody has a terminal: what is piped is searched by lines."""
+    found = Console()
+    return found if found.is_terminal else Console(width=240)
+
+
 def _entries(stack: str | None) -> list[gate.Entry]:
     root = stacks.project_root()
     name = stack or stacks.load_pipeline(root).stages[0].stack
@@ -60,7 +66,7 @@ def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
     for row in rows:
         shown = [str(row["number"]), row["evidence"][7:19], row["kind"], row["stack"], row["release"]]
         table.add_row(*shown, row["digest"][7:19], row["verdict"], row["signed_at"])
-    Console().print(table if rows else "no evidence yet: pulumi up on a stack with a benchmark makes it")
+    _console().print(table if rows else "no evidence yet: pulumi up on a stack with a benchmark makes it")
 
 
 @app.command()
@@ -88,7 +94,7 @@ def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: _Json 
     table = Table("", one[:19], two[:19], "change", box=None)
     for what, a, b, change in rows:
         table.add_row(what, _shown(a), _shown(b), change)
-    Console().print(table if rows else "no difference")
+    _console().print(table if rows else "no difference")
 
 
 @app.command()
@@ -103,7 +109,7 @@ def history(stack: Annotated[str, typer.Argument(help="Whose.")], as_json: _Json
     for event in events:
         when = f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M}"
         table.add_row(when, event.kind, event.release_name, event.release[7:19], event.what, event.by)
-    Console().print(table if events else f"nothing was signed about {stack} yet")
+    _console().print(table if events else f"nothing was signed about {stack} yet")
 
 
 @app.command()
@@ -123,7 +129,7 @@ def calibrate(
     for metric, noise in found.noise.items():
         floor = f"{noise.floor(runs, 0.95):.2%}"
         table.add_row(metric, f"{noise.within:.2%}", f"{noise.between:.2%}", floor, f"{noise.naive_alarms:.0%}")
-    Console().print(table)
+    _console().print(table)
     typer.echo(
         "within: of runs in one session; between: of sessions beyond that; floor: the least max_regression that an equal\n"
         "release passes four times in five; naive false alarms: sessions that differ when only runs are looked at\n"
