@@ -173,10 +173,27 @@ class Matrix(_Frozen):
     tool_version: str
 
 
-_KINDS: dict[str, type[Result | Limit | Matrix]] = {"limit": Limit, "matrix": Matrix}
+class Tuning(_Frozen):
+    """A setting of a deployed engine, tried: what `tollgate tune` leaves beside the release that it writes the best value
+    into. `setting`: `OLLAMA_NUM_PARALLEL` or `--max-num-seqs`; `runs`: the samples, by value; in `analysis` the value stands
+    for workers."""
+
+    kind: Literal["tuning"] = "tuning"
+    schema_version: Literal[1] = 1
+    stack: str
+    release: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    setting: str
+    users: int
+    at: datetime
+    runs: dict[str, tuple[Run, ...]]
+    analysis: Analysis | None
+    tool_version: str
 
 
-def read(path: Path) -> Result | Limit | Matrix:
+_KINDS: dict[str, type[Result | Limit | Matrix | Tuning]] = {"limit": Limit, "matrix": Matrix, "tuning": Tuning}
+
+
+def read(path: Path) -> Result | Limit | Matrix | Tuning:
     """A file of `--json`, of whichever kind. Raises InputError when it is none."""
     try:
         given = json.loads(path.read_bytes())
@@ -190,7 +207,7 @@ def read(path: Path) -> Result | Limit | Matrix:
 
 def schema() -> str:
     """The JSON Schema of all kinds of file, as text."""
-    anything: TypeAdapter[Result | Limit | Matrix] = TypeAdapter(Result | Limit | Matrix)
+    anything: TypeAdapter[Result | Limit | Matrix | Tuning] = TypeAdapter(Result | Limit | Matrix | Tuning)
     made = anything.json_schema()
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tollgate benchmark files, version 1"}
     return json.dumps({**head, **made}, indent=1, sort_keys=True)

@@ -267,7 +267,8 @@ class Lane(asyncio.Protocol):
                 times.pop()
         frames, gaps = sum(counts), len(times) - 1
         tokens_out = reply.tokens_out if reply.tokens_out != UNKNOWN else frames
-        if not times and tokens_out:
+        # One token without text is the end of an empty answer; more of them are an answer that was not understood.
+        if not times and tokens_out > 1:
             self._finish(now, "no_tokens")
             return
         records = self._session.records

@@ -2,6 +2,7 @@
 
 from ._drive import run
 from ._job import IMAGE, PORT, job, secret, service
+from ._knob import Knob
 from ._kubectl import Kubectl
 
-__all__ = ["IMAGE", "PORT", "Kubectl", "job", "run", "secret", "service"]
+__all__ = ["IMAGE", "PORT", "Knob", "Kubectl", "job", "run", "secret", "service"]

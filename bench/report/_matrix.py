@@ -21,10 +21,10 @@ def rate_of(cell: Cell) -> float:
     return cell.run.metrics.get(_RATE, cell.run.metrics["requests_per_second"])
 
 
-def conclusion(analysis: Analysis) -> str:
+def conclusion(analysis: Analysis, what: str = "workers") -> str:
     """The decision in one sentence."""
     return (
-        f"{analysis.scenario.capitalize()} ({analysis.confidence:.0%} sure): {analysis.because}. Best: "
+        f"{analysis.scenario.replace('workers', what).capitalize()} ({analysis.confidence:.0%} sure): {analysis.because}. Best: "
         f"{analysis.optimal_workers} ({analysis.optimal_confidence:.0%} sure that it is within 10 % of the best)."
     )
 
@@ -191,12 +191,12 @@ def show_matrix(matrix: Matrix, console: Console) -> None:
     show_analysis(matrix.analysis, console)
 
 
-def show_analysis(found: Analysis | None, console: Console) -> None:
+def show_analysis(found: Analysis | None, console: Console, what: str = "workers") -> None:
     """The decision, forecasts and warnings."""
     if found is None:
         console.print(Text("too few cells for a conclusion", style="yellow"))
         return
-    console.print(Text(conclusion(found), style="bold"), soft_wrap=True)
+    console.print(Text(conclusion(found, what), style="bold"), soft_wrap=True)
     for one in found.forecasts:
         text = f"{one.requests} requests would take {lasting(one.seconds)} ({lasting(one.low)} to {lasting(one.high)}, 90 %)"
         console.print(text, soft_wrap=True)

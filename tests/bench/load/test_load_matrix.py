@@ -27,8 +27,8 @@ def samples(
     dice = np.random.default_rng(seed)
     return [
         Sample(
-            level=level, batch=batch, rate=rate(level) * math.exp(noise * dice.standard_normal()), spread=spread or noise, freedom=15,
-            error_rate=0.0, seconds=500, latency=2.0, **more,
+            level=level, batch=batch, rate=rate(level) * math.exp(noise * dice.standard_normal()), spread=spread or noise,
+            freedom=15, error_rate=0.0, seconds=500, latency=2.0, **more,
         )
         for level in LEVELS
         for batch in BATCHES
