@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import hexlify
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,7 +13,8 @@ from ._style import DONE, END, FINGERPRINT, Style, event
 from ._words import LENGTH, Corpus, Draws, share
 
 if TYPE_CHECKING:
-    from ._http import Client, Head
+    from ._http import Client
+    from ._message import Head
     from ._options import Faults
     from ._stats import Stats
 
@@ -63,7 +65,7 @@ def identity(draw: int, given: bytes) -> bytes:
     """The id of an answer: the client's `X-Request-Id` where it is harmless, else from the draw."""
     if given and len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum():
         return given
-    return b"%016x" % draw
+    return hexlify(draw.to_bytes(8, "big"))
 
 
 def natural(kitchen: Kitchen, ask: Ask, draw: int, room: int) -> tuple[int, str]:
@@ -93,14 +95,21 @@ class Prepared:
         self.fast = ask.plain and not kitchen.faulty
         self._row = kitchen.rows[ask.chat]
 
-    def start(self, connection: Client, draw: int, given_id: bytes, received: int) -> bytes | None:
-        """Bytes where the whole answer is there at once; else None: the connection is busy, or the queue was full."""
+    def start(
+        self, connection: Client, draw: int, given_id: bytes, received: int, prompt: int = 0, text: str = ""
+    ) -> bytes | None:
+        """Bytes where the whole answer is there at once; else None: the connection is busy, or the queue was full.
+
+        `prompt`, `text`: of a request that differs from this one in its text only.
+        """
         if not self.fast:
             from ._rich import rich_answer
 
             return rich_answer(self.kitchen, connection, self.ask, draw, self.room, given_id, self.route, received)
         kitchen = self.kitchen
         ask = self.ask
+        if not prompt:
+            prompt, text = self.prompt, ask.text
         tokens, reason = self.room, "length"
         if not ask.ignore_eos:
             drawn = kitchen.draws.length(draw, 1 << 30)
@@ -108,53 +117,41 @@ class Prepared:
                 tokens, reason = drawn, "stop"
         scheduler = kitchen.scheduler
         if scheduler.instant and scheduler.active < scheduler.max_seqs and not scheduler.queued:
+            head, row = kitchen.head, self._row
+            ident = identity(draw, given_id) if given_id else hexlify(draw.to_bytes(8, "big"))
             if not ask.stream:
-                return self._whole(draw, given_id, tokens, reason, received)
+                row[0] += 1
+                row[1] += received
+                kitchen.stats.instant(prompt, tokens, self.room, reason)
+                style = self.style
+                said = kitchen.corpus.text(draw % LENGTH, tokens)
+                tail = style.tail_of(reason, prompt, tokens)
+                size = style.whole_size + len(ident) + len(said) + len(tail)
+                row[2] += size
+                first = head.sized(kitchen.json_type, size)
+                parts = (first, style.opens, ident, style.middle, head.second, style.message, said, tail)
+                return b"".join(parts)
             if tokens <= 4096:
-                stats, head = kitchen.stats, kitchen.head
-                stats.instant(self.prompt, tokens, self.room, reason)
+                row[0] += 1
+                row[1] += received
+                kitchen.stats.instant(prompt, tokens, self.room, reason)
                 created = head.refresh()
-                ident = identity(draw, given_id) if given_id else b"%016x" % draw
                 start = draw % LENGTH
-                stats.http_instant(self._row, received, 0)
                 return head.stream(kitchen.events_type) + burst(
-                    self.style, ident, created, start, tokens, reason, ask.usage, self.prompt
+                    self.style, ident, created, start, tokens, reason, ask.usage, prompt
                 )
-        return self._work(connection, draw, given_id, tokens, reason, received)
-
-    def _whole(self, draw: int, given_id: bytes, tokens: int, reason: str, received: int) -> bytes:
-        kitchen = self.kitchen
-        stats, head = kitchen.stats, kitchen.head
-        stats.instant(self.prompt, tokens, self.room, reason)
-        style = self.style
-        tail = style.tail_of(reason, self.prompt, tokens)
-        text = kitchen.corpus.text(draw % LENGTH, tokens)
-        ident = identity(draw, given_id) if given_id else b"%016x" % draw
-        before, middle = style.opens, style.middle
-        # The second of the epoch has ten digits until the year 2286.
-        size = len(before) + len(ident) + len(middle) + 10 + len(style.message) + len(text) + len(tail)
-        second = head.refresh()
-        stats.http_instant(self._row, received, size)
-        return (
-            b"".join(
-                (
-                    head.ok(kitchen.json_type),
-                    b"%d\r\n\r\n" % size,
-                    before,
-                    ident,
-                    middle,
-                    head.second,
-                    style.message,
-                    text,
-                    tail,
-                )
-            )
-            if second
-            else b""
-        )
+        return self._work(connection, draw, given_id, tokens, reason, received, prompt, text)
 
     def _work(
-        self, connection: Client, draw: int, given_id: bytes, tokens: int, reason: str, received: int
+        self,
+        connection: Client,
+        draw: int,
+        given_id: bytes,
+        tokens: int,
+        reason: str,
+        received: int,
+        prompt: int,
+        text: str,
     ) -> bytes | None:
         kitchen = self.kitchen
         ask = self.ask
@@ -165,10 +162,10 @@ class Prepared:
             work = Stream(kitchen, connection, self.style, ident, start, ask.usage, self.route, received)
         else:
             work = Whole(kitchen, connection, self.style, ident, start, self.route, received)
-        seq = Sequence(work, self.prompt, tokens, streams=ask.stream, draw=draw, reason=reason)
+        seq = Sequence(work, prompt, tokens, streams=ask.stream, draw=draw, reason=reason)
         seq.max_tokens = self.room
         if kitchen.caching:
-            seq.chain = chain(ask.text)
+            seq.chain = chain(text)
         work.seq = seq
         connection.busy = work
         if not kitchen.scheduler.submit(seq):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._exposition import exposition
-from ._http import UVICORN, Client, Request
+from ._http import Client
+from ._message import UVICORN, Request
 
 if TYPE_CHECKING:
     from ._machine import Machine

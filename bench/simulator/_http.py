@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
+from ._message import Head, Request
 from ._options import warn
 
 if TYPE_CHECKING:
@@ -25,104 +24,7 @@ MAX_HEAD = 64 << 10
 MAX_URL = 16 << 10
 MAX_PIPELINE = 64
 MAX_UNREAD = 4 << 20
-
-STATUS = {
-    100: "Continue",
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    413: "Request Entity Too Large",
-    414: "URI Too Long",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-}
-
-
-class Request:
-    """One complete request. `headers` holds only what an application asks for: authorization, content-type, x-request-id."""
-
-    __slots__ = ("authorization", "body", "content_type", "keep", "method", "path", "query", "request_id")
-
-    def __init__(self, method: bytes, path: bytes, query: bytes, body: bytes, keep: bool) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.body = body
-        self.keep = keep
-        self.authorization = b""
-        self.content_type = b""
-        self.request_id = b""
-
-
-class Head:
-    """Response heads as one engine's web server writes them, with the date refreshed once a second."""
-
-    def __init__(self, *, dated_first: bytes, names: tuple[bytes, bytes, bytes]) -> None:
-        self._server = dated_first
-        self.length, self.type, self.transfer = names
-        self._second = 0
-        self.now = 0
-        self.second = b""
-        self._date = b""
-        self._json: dict[bytes, bytes] = {}
-        self.refresh()
-
-    def refresh(self) -> int:
-        """The present second of the epoch; the cached heads carry its date."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = self.now = second
-            self.second = b"%d" % second
-            self._date = formatdate(second, usegmt=True).encode()
-            self._json.clear()
-        return second
-
-    def _start(self, status: int, content_type: bytes) -> bytes:
-        date = b"date" if self._server else b"Date"
-        return b"HTTP/1.1 %d %s\r\n%s: %s\r\n%s%s: %s\r\n" % (
-            status,
-            STATUS.get(status, "Unknown").encode(),
-            date,
-            self._date,
-            self._server,
-            self.type,
-            content_type,
-        )
-
-    def ok(self, content_type: bytes) -> bytes:
-        """The head of a 200 up to and with `content-length: `; the caller adds number, blank line and body.
-
-        The date is that of the last `refresh`, which the caller has just asked for the time.
-        """
-        found = self._json.get(content_type)
-        if found is None:
-            found = self._json[content_type] = self._start(200, content_type) + self.length + b": "
-        return found
-
-    def reply(self, status: int, content_type: bytes, body: bytes, *, close: bool = False, extra: bytes = b"") -> bytes:
-        """A whole response."""
-        self.refresh()
-        end = b"\r\nConnection: close\r\n\r\n" if close else b"\r\n\r\n"
-        return b"%s%s%s: %d%s%s" % (self._start(status, content_type), extra, self.length, len(body), end, body)
-
-    def stream(self, content_type: bytes) -> bytes:
-        """The head of a chunked 200."""
-        self.refresh()
-        key = b"chunked " + content_type
-        found = self._json.get(key)
-        if found is None:
-            found = self._json[key] = self._start(200, content_type) + self.transfer + b": chunked\r\n\r\n"
-        return found
-
-
-UVICORN = Head(dated_first=b"server: uvicorn\r\n", names=(b"content-length", b"content-type", b"transfer-encoding"))
-GIN = Head(dated_first=b"", names=(b"Content-Length", b"Content-Type", b"Transfer-Encoding"))
+MAX_KNOWN_HEADS, MAX_KNOWN_HEAD = 256, 2048
 
 
 class Work(Protocol):
@@ -177,6 +79,8 @@ class Server:
         self.max_connections = max_connections
         self.max_body = max_body
         self.connections: set[Connection | Link] = set()
+        # Heads that came before, byte for byte, and what they say: (request, length of its body).
+        self.heads: dict[bytes, tuple[Request, int]] = {}
         self.epoch = 0
         self.interval = max(0.05, min(5.0, head_seconds / 2, idle_seconds / 2))
         self.head_epochs = max(1, round(head_seconds / self.interval))
@@ -302,6 +206,20 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing or self._refusal or self._parser is None:
             return
+        fresh = not (self.partial or self._inbox)
+        if fresh and self.busy is None:
+            # The usual case: one whole request, with a head as before.
+            at = data.find(b"\r\n\r\n") + 4
+            known = self.server.heads.get(data[:at])
+            if known is not None and len(data) - at == known[1]:
+                request = known[0]
+                request.body = data[at:]
+                self.keep = True
+                answer = self._handle(request)
+                if answer is not None and self.transport is not None:
+                    self.transport.write(answer)
+                    self._answered()
+                return
         if not self.partial:
             self.partial = True
             self.epoch = self.server.epoch
@@ -331,6 +249,8 @@ class Connection(asyncio.Protocol):
             self.refuse(431, "request head is too large")
             return
         if self._inbox:
+            if fresh and len(self._inbox) == 1 and not self.partial:
+                self._remember(data, self._inbox[0])
             self._process()
         elif self._expect and self.transport is not None and self.busy is None and not self.closing:
             self._expect = False
@@ -410,6 +330,27 @@ class Connection(asyncio.Protocol):
 
     # The application
 
+    def _remember(self, data: bytes, request: Request) -> None:
+        """`data` is exactly `request`: the same head will mean the same again."""
+        at = data.find(b"\r\n\r\n") + 4
+        heads = self.server.heads
+        if at > MAX_KNOWN_HEAD or not request.keep or request.request_id or len(data) - at != len(request.body):
+            return
+        if len(heads) >= MAX_KNOWN_HEADS:
+            heads.clear()
+        copy = Request(request.method, request.path, request.query, b"", True)
+        copy.authorization, copy.content_type = request.authorization, request.content_type
+        heads[data[:at]] = (copy, len(request.body))
+
+    def _handle(self, request: Request) -> bytes | None:
+        app = self.server.app
+        try:
+            return app.handle(self, request)
+        except Exception as error:  # noqa: BLE001 - one request must not take the server down
+            warn(f"simulator: {type(error).__name__} in {request.path!r}: {error}")
+            self.keep = False
+            return app.refuse(500, "Internal Server Error")
+
     def _process(self) -> None:
         """Hand over requests in order until one has to wait."""
         inbox = self._inbox
@@ -422,12 +363,7 @@ class Connection(asyncio.Protocol):
             served += 1
             request = inbox.pop(0)
             self.keep = request.keep
-            try:
-                answer = server.app.handle(self, request)
-            except Exception as error:  # noqa: BLE001 - one request must not take the server down
-                warn(f"simulator: {type(error).__name__} in {request.path!r}: {error}")
-                answer = server.app.refuse(500, "Internal Server Error")
-                self.keep = False
+            answer = self._handle(request)
             if answer is not None:
                 self.write(answer)
                 self._answered()

@@ -18,7 +18,8 @@ import h2.exceptions
 import h2.settings
 import httptools
 
-from ._http import MAX_HEAD, MAX_UNREAD, MAX_URL, Connection, Request, Server, Work
+from ._http import MAX_HEAD, MAX_UNREAD, MAX_URL, Connection, Server, Work
+from ._message import Request
 from ._options import warn
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

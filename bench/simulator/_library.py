@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ._answers import Kitchen
-from ._http import Head
+from ._message import Head
 from ._options import Engine
 from ._scheduler import Scheduler, clock
 from ._timing import bits_per_weight, kv_bytes_per_token, parameters, quantization_of

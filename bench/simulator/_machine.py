@@ -21,7 +21,8 @@ from ._timing import Timing, gpu_blocks, timing_of
 from ._words import Corpus, Draws, content_tokens
 
 if TYPE_CHECKING:
-    from ._http import Client, Head
+    from ._http import Client
+    from ._message import Head
     from ._share import Board
 
 Handlers = dict[tuple[str, str, str], list[float]]

@@ -10,8 +10,9 @@ import orjson
 from . import _ask, _native_ask
 from ._answers import Prepared
 from ._ask import Ask, Refused
-from ._http import GIN, Client, Request
+from ._http import Client
 from ._library import Library, Model, full_name, stamp
+from ._message import GIN, Request, headed
 from ._native import NativeStream, NativeWhole
 from ._options import Engine, OptionError, go_duration
 from ._words import content_tokens, count
@@ -103,9 +104,7 @@ class Ollama:
             response = handler(connection, request)
         except Refused as refused:
             response = self._refused(request.path, refused)
-        if request.method == b"HEAD" and response is not None:
-            return response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        return response
+        return headed(response) if request.method == b"HEAD" else response
 
     def _refused(self, path: bytes, refused: Refused) -> bytes:
         if path.startswith(b"/v1/"):
@@ -397,9 +396,10 @@ class Ollama:
             # num_predict: the engine under /v1 is told no end-of-text to ignore, so the length is the limit itself.
             ask.ignore_eos = True
         room = min(ask.max_tokens, 1 << 17) if ask.max_tokens is not None else context - 1
+        received = len(request.body)
 
         def then() -> bytes | None:
-            response = Prepared(model.kitchen, ask, room, route).start(connection, draw, b"", len(request.body))
+            response = Prepared(model.kitchen, ask, room, route).start(connection, draw, b"", received)
             if response is None and connection.busy is None:
                 return self._refused(b"/v1/", Refused(503, BUSY))
             return response

@@ -181,6 +181,10 @@ class Stats:
         """Spread what `instant` collected over the counters."""
         table, self._instant = self._instant, {}
         values = self.values
+        for row in self.handlers.values():
+            missing = row[0] - sum(row[3:-1])
+            row[3] += missing
+            values[self.http_fine.at] += missing
         for (prompt, output, max_tokens, reason), n in table.items():
             values[self.prompt_tokens] += prompt * n
             values[self.prefix_queries] += prompt * n
@@ -258,20 +262,13 @@ class Stats:
         self.observe(self.params_n, n)
 
     def row(self, handler: str, method: str, status: int) -> list[float]:
-        """The counts of one handler, method and class of status, to write to directly."""
+        """The counts of one handler, method and class of status, to write to directly: exchanges, bytes received, bytes
+        sent. An exchange that is in no bucket of the durations yet took no time (see `settle`)."""
         key = (handler, method, f"{status // 100}xx")
         row = self.handlers.get(key)
         if row is None:
             row = self.handlers[key] = [0.0] * (3 + len(HTTP_COARSE) + 2)
         return row
-
-    def http_instant(self, row: list[float], received: int, sent: int) -> None:
-        """One exchange that took no time."""
-        row[0] += 1
-        row[1] += received
-        row[2] += sent
-        row[3] += 1
-        self.values[self.http_fine.at] += 1
 
     def http(self, handler: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
         """One HTTP exchange, as the instrumentation of vLLM's web framework counts it."""

@@ -43,6 +43,7 @@ class Style:
         "model",
         "opens",
         "prefix",
+        "whole_size",
     )
 
     def __init__(self, dialect: str, model: str, *, chat: bool, corpus: Corpus) -> None:
@@ -77,6 +78,8 @@ class Style:
         self._tails: dict[tuple[str, int, int], bytes] = {}
         start = b'"message":{"role":"assistant","content":"' if chat else b'"text":"'
         self.message = b',"model":%b%b,"choices":[{"index":0,%b' % (self.model, mark, start)
+        # Without id, text and tail; the second of the epoch has ten digits until the year 2286.
+        self.whole_size = len(self.opens) + len(self.middle) + 10 + len(self.message)
 
     def head(self, ident: bytes, created: int) -> bytes:
         """The part of every event of one stream before the token."""

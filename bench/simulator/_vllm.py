@@ -12,8 +12,10 @@ from . import _ask
 from ._answers import JSON, Kitchen, Prepared, dumps
 from ._ask import Refused
 from ._exposition import exposition
-from ._http import UVICORN, Client, Request
+from ._http import Client
+from ._message import UVICORN, Request, headed
 from ._options import Engine
+from ._shapes import Shapes
 from ._words import count
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Vllm:
         self.draining = False
         self._chats: dict[bytes, Prepared] = {}
         self._texts: dict[bytes, Prepared] = {}
+        self._chat_shapes = Shapes("content", options.context_tokens)
+        self._text_shapes = Shapes("prompt", options.context_tokens)
         # path -> (allowed method, handler)
         self.routes: dict[bytes, tuple[bytes, Handler]] = {
             b"/v1/chat/completions": (b"POST", self.chat),
@@ -71,25 +75,32 @@ class Vllm:
         return self.engine.active, self.engine.queued, self.engine.kv_usage()
 
     def handle(self, connection: Client, request: Request) -> bytes | None:
+        handler = request.handler
+        if handler is None:
+            handler = request.handler = self._handler(request)
+        try:
+            return handler(connection, request)
+        except Refused as refused:
+            answer = self._error(refused.status, refused.message, refused.kind, refused.param)
+            path, method = request.path.decode(), request.method.decode()
+            self.machine.stats.http(path, method, refused.status, len(request.body), len(answer), 0.0)
+            return answer
+
+    def _handler(self, request: Request) -> Handler:
+        """Who answers: by path, method and key."""
         found = self.routes.get(request.path)
         if found is None:
-            return self._error(404, "Not Found", "Not Found")
+            return lambda connection, request: self._error(404, "Not Found", "Not Found")
         method, handler = found
-        if request.method != method and not (request.method == b"HEAD" and method == b"GET"):
-            return self._error(405, "Method Not Allowed", "Method Not Allowed", extra=b"allow: %b\r\n" % method)
+        if request.method == b"HEAD" and method == b"GET":
+            return lambda connection, request: headed(handler(connection, request))
+        if request.method != method:
+            allowed = b"allow: %b\r\n" % method
+            words = "Method Not Allowed"
+            return lambda connection, request: self._error(405, words, words, extra=allowed)
         if self.keys and request.path.startswith(b"/v1") and request.authorization not in self.keys:
-            return self.head.reply(401, JSON, b'{"error":"Unauthorized"}')
-        try:
-            found_answer = handler(connection, request)
-        except Refused as refused:
-            found_answer = self._error(refused.status, refused.message, refused.kind, refused.param)
-            path = request.path.decode()
-            self.machine.stats.http(
-                path, request.method.decode(), refused.status, len(request.body), len(found_answer), 0.0
-            )
-        if request.method == b"HEAD" and found_answer is not None:
-            return found_answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        return found_answer
+            return lambda connection, request: self.head.reply(401, JSON, b'{"error":"Unauthorized"}')
+        return handler
 
     def refuse(self, status: int, message: str) -> bytes:
         if status == 400:
@@ -114,21 +125,38 @@ class Vllm:
     def chat(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/chat/completions"""
         draw = self.machine.draws.next()
-        prepared = self._chats.get(request.body)
-        if prepared is None or request.content_type != JSON:
+        body = request.body
+        if request.content_type == JSON:
+            prepared = self._chats.get(body)
+            if prepared is not None:
+                return self._answer(connection, request, prepared, draw, 0, "")
+            found = self._chat_shapes.find(body)
+            if found is not None:
+                return self._answer(connection, request, found[0], draw, found[1], found[2])
+        else:
             self._content_type(request)
-            ask = _ask.chat(_ask.read(request.body), draw, auto_tools=self.options.auto_tools)
-            prepared = self._prepare(request, ask, _CHAT, self._chats)
-        return self._answer(connection, request, prepared, draw)
+        data = _ask.read(body)
+        prepared = self._prepare(body, _ask.chat(data, draw, auto_tools=self.options.auto_tools), _CHAT, self._chats)
+        self._chat_shapes.learn(body, data, prepared)
+        return self._answer(connection, request, prepared, draw, 0, "")
 
     def completions(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/completions"""
         draw = self.machine.draws.next()
-        prepared = self._texts.get(request.body)
-        if prepared is None or request.content_type != JSON:
+        body = request.body
+        if request.content_type == JSON:
+            prepared = self._texts.get(body)
+            if prepared is not None:
+                return self._answer(connection, request, prepared, draw, 0, "")
+            found = self._text_shapes.find(body)
+            if found is not None:
+                return self._answer(connection, request, found[0], draw, found[1], found[2])
+        else:
             self._content_type(request)
-            prepared = self._prepare(request, _ask.completion(_ask.read(request.body)), _COMPLETIONS, self._texts)
-        return self._answer(connection, request, prepared, draw)
+        data = _ask.read(body)
+        prepared = self._prepare(body, _ask.completion(data), _COMPLETIONS, self._texts)
+        self._text_shapes.learn(body, data, prepared)
+        return self._answer(connection, request, prepared, draw, 0, "")
 
     def _content_type(self, request: Request) -> None:
         kind = request.content_type
@@ -145,7 +173,7 @@ class Vllm:
             )
         return kitchen
 
-    def _prepare(self, request: Request, ask: _ask.Ask, route: str, memory: dict[bytes, Prepared]) -> Prepared:
+    def _prepare(self, body: bytes, ask: _ask.Ask, route: str, memory: dict[bytes, Prepared]) -> Prepared:
         """Check the limits; what a client may send again, byte for byte, is remembered."""
         kitchen = self._kitchen(ask.model)
         limit = self.options.context_tokens
@@ -168,18 +196,20 @@ class Vllm:
                 param="input_tokens",
             )
         prepared = Prepared(kitchen, ask, wanted if wanted is not None else limit - prompt, route)
-        if ask.plain and len(request.body) <= _REMEMBERED_BYTES:
+        if ask.plain and len(body) <= _REMEMBERED_BYTES:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
-            memory[request.body] = prepared
+            memory[body] = prepared
         return prepared
 
-    def _answer(self, connection: Client, request: Request, prepared: Prepared, draw: int) -> bytes | None:
+    def _answer(
+        self, connection: Client, request: Request, prepared: Prepared, draw: int, prompt: int, text: str
+    ) -> bytes | None:
         if self.draining:
             return self.refuse(503, "The server is shutting down.")
         if self.limited:
             self._admit(prepared)
-        found = prepared.start(connection, draw, request.request_id, len(request.body))
+        found = prepared.start(connection, draw, request.request_id, len(request.body), prompt, text)
         if found is None and connection.busy is None and not connection.closing:
             return self._error(503, "Request queue is full.", "ServiceUnavailableError")
         return found

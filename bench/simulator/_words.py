@@ -13,7 +13,7 @@ import random
 import re
 from typing import Any
 
-_SYNTHETIC = re.compile(r"[a-z0-9]{1,12}(?: [a-z0-9]{1,12})*(?: ?)")
+_SYNTHETIC = re.compile(r"[a-z0-9]{1,12}(?: [a-z0-9]{1,12})* ?").fullmatch
 _VOCABULARY = [
     "the",
     "of",
@@ -150,7 +150,7 @@ def count(text: str) -> int:
     if not text:
         return 0
     head = text[:64]
-    if _SYNTHETIC.fullmatch(head) or (len(text) > 64 and _SYNTHETIC.fullmatch(head.rpartition(" ")[0] or head)):
+    if _SYNTHETIC(head) or (len(text) > 64 and _SYNTHETIC(head.rpartition(" ")[0] or head)):
         return text.count(" ") + 1
     return (len(text) + 3) >> 2
 
@@ -223,11 +223,10 @@ class Draws:
     `lengths`: 1,024 natural lengths from a log-normal with the given mean and coefficient of variation.
     """
 
-    __slots__ = ("_lengths", "_mask", "number", "seed")
+    __slots__ = ("_lengths", "_mask", "_state")
 
     def __init__(self, seed: int, mean: float, cv: float) -> None:
-        self.seed = seed
-        self.number = 0
+        self._state = ((seed ^ (seed >> 31)) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         rng = random.Random(seed ^ 0x5EED)
         self._lengths: list[int] = []
         self._mask = 1023
@@ -239,10 +238,8 @@ class Draws:
             self._lengths = [max(1, round(rng.lognormvariate(mu, sigma))) for _ in range(1024)]
 
     def next(self) -> int:
-        """A fresh 63-bit number for one request: a counter, scrambled one to one."""
-        self.number += 1
-        value = ((self.number + self.seed) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        value = ((value ^ (value >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        """A fresh 64-bit number for one request: a Weyl sequence, folded, so that none comes twice."""
+        value = self._state = (self._state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         return value ^ (value >> 32)
 
     def length(self, draw: int, limit: int) -> int:
