@@ -143,6 +143,15 @@ def _session(orders: Orders) -> Session:
 Agreed = Callable[[], float]
 
 
+async def _resolved(orders: Orders) -> Session:
+    session = _session(orders)
+    try:
+        await session.resolve()
+    except OSError as error:
+        raise stacks.TollgateError(f"{orders.target.host} cannot be looked up: {error}") from error
+    return session
+
+
 class Alone:
     """The load from within this process; a context manager. `began` is set by `start`."""
 
@@ -163,8 +172,7 @@ class Alone:
         self._quiet.__exit__()
 
     async def _start(self) -> None:
-        self._session = _session(self._orders)
-        await self._session.resolve()
+        self._session = await _resolved(self._orders)
         began = self._agreed() if self._agreed is not None else None
         if began is not None:
             await asyncio.sleep(max(0.0, began - monotonic()))
@@ -255,8 +263,7 @@ def _work(pipe: multiprocessing.connection.Connection[Any, Any], orders: Orders)
 
 
 async def _working(pipe: multiprocessing.connection.Connection[Any, Any], orders: Orders) -> None:
-    session = _session(orders)
-    await session.resolve()
+    session = await _resolved(orders)
     stopped = asyncio.Event()
     with quiet_gc():
         pipe.send("ready")

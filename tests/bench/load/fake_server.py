@@ -126,7 +126,11 @@ class Server(asyncio.Protocol):
         elif self.url == "/v1/models":
             self.reply(200, {"data": [{"id": "tiny", "max_model_len": 2048}]})
         elif self.url == "/metrics":
-            self.reply(200, b'vllm:cache_config_info{num_gpu_blocks="7",engine="0"} 1.0\n')
+            running = (1 << 20) - Server.free
+            page = (
+                b'vllm:cache_config_info{num_gpu_blocks="7",engine="0"} 1.0\nvllm:num_requests_running{engine="0"} %d\n'
+            )
+            self.reply(200, page % running)
         else:
             self.ask(json.loads(self.body))
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import stacks
+from bench.load._session import Session
 
 Serve = Callable[..., str]
 Measured = Callable[..., Any]
@@ -65,6 +66,39 @@ def test_a_server_that_dies_mid_run_leaves_every_request_accounted_for(serve: Se
     assert "connection_refused" in run.errors
     # A dead server is not flooded: five users wait longer after each refusal.
     assert run.errors["connection_refused"] < 100
+
+
+def test_half_the_replicas_gone_is_seen_as_refused_connections_and_every_request_is_accounted_for(
+    serve: Serve, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = (
+        int(serve("--ttft", 0.02, *more).rpartition(":")[2]) for more in (("--fault", "die", "--every", 60), ())
+    )
+    real = Session.resolve
+
+    async def both(self: Session) -> None:
+        await real(self)
+        self._addresses = [(socket.AF_INET, "127.0.0.1", port) for port in (gone, kept)]
+
+    monkeypatch.setattr(Session, "resolve", both)
+    (run,) = measured(f"http://127.0.0.1:{kept}", users=8, seconds=2.0, reconnect=True).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    assert run.failed == sum(run.errors.values())
+    # The other half goes on answering all the while.
+    assert run.ok > 50
+    assert run.errors["connection_refused"] > 5
+    assert set(run.errors) <= {"connection_refused", "connection_lost", "truncated"}
+
+
+def test_a_name_that_is_gone_when_the_load_begins_is_said(
+    serve: Serve, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody(self: Session) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(Session, "resolve", nobody)
+    with pytest.raises(stacks.TollgateError, match="Name or service not known"):
+        measured(serve("--ttft", 0.02))
 
 
 def test_a_server_that_only_fails_gives_an_invalid_run(serve: Serve, measured: Measured) -> None:

@@ -39,6 +39,26 @@ def test_two_processes_share_the_users_and_count_every_request_once(
     assert merged.quantile(0.5) == pytest.approx(latencies[len(latencies) // 2], rel=0.01)
 
 
+def test_raw_records_are_the_same_as_lines_and_as_parquet(serve: Serve, measured: Measured, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    url = serve("--ttft", 0.02, "--fault", "503", "--every", 11)
+    for name in ("raw.jsonl", "raw.parquet"):
+        result = measured(url, runs=2, raw_file=tmp_path / name, seconds=0.5)
+        if name == "raw.jsonl":
+            rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        else:
+            table = pyarrow.parquet.read_table(tmp_path / name)
+            assert table.schema.field("first").type == pyarrow.float64()
+            rows = table.to_pylist()
+        assert {row["run"] for row in rows} == {1, 2}
+        assert {row["status"] for row in rows} >= {"ok", "http_503"}
+        for number, run in enumerate(result.runs, 1):
+            own = [row for row in rows if row["run"] == number and row["status"] == "ok"]
+            assert len(own) >= run.ok
+            assert all(row["tokens_out"] == 8 and row["scheduled"] <= row["first"] <= row["end"] for row in own)
+
+
 def test_errors_of_several_processes_are_added_by_kind(serve: Serve, measured: Measured) -> None:
     url = serve("--ttft", 0.02, "--fault", "truncate", "--every", 9)
     (run,) = measured(url, users=8, workers=2).runs
@@ -68,6 +88,27 @@ def test_a_sweep_finds_the_capacity_within_its_precision(capacity: float) -> Non
     assert found.highest <= capacity <= found.lowest_refused
     assert found.lowest_refused - found.highest <= 0.05 * found.highest
     assert len(tried) < 20
+
+
+def test_the_knee_is_where_power_is_greatest_and_below_the_limit() -> None:
+    # Latency 1 / (1 - rate / 22): rate over latency is greatest at half of that.
+    found = sweep(lambda rate: fake(rate, 20.0), start=1.0)
+    assert found.knee == pytest.approx(11.0, rel=0.25)
+    assert found.knee < found.highest
+
+
+def test_an_interrupted_sweep_gives_what_it_found() -> None:
+    tried: list[float] = []
+
+    def measure(rate: float) -> Run:
+        tried.append(rate)
+        run = fake(rate, 20.0)
+        stopped = {"valid": False, "invalid_because": "interrupted: what was measured until then is reported"}
+        return run if len(tried) < 4 else run.model_copy(update=stopped)
+
+    found = sweep(measure, start=1.0)
+    assert found.interrupted
+    assert (found.highest, len(found.steps), len(tried)) == (4.0, 3, 4)
 
 
 def test_a_sweep_keeps_the_promises_and_not_only_the_rate() -> None:
