@@ -155,11 +155,11 @@ def as_release(choice: Choice, search: Search) -> tuple[Release, Fleet]:
     known = catalog()
     model = known.model(search.model)
     engine = known.engine(choice.engine)
-    tag = f"v{engine.version}" if choice.engine == "vllm" else engine.version
+    tag = engine.version if choice.engine == "ollama" else f"v{engine.version}"
     source = next((a for a in model.aliases if (":" in a) == (choice.engine == "ollama")), model.id)
     release = Release(
         name=f"{model.id}-{choice.engine}",
-        engine="ollama" if choice.engine == "ollama" else "vllm",
+        engine=choice.engine,
         version=engine.version,
         image=f"{engine.image}:{tag}",
         model=model.id,

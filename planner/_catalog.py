@@ -139,6 +139,7 @@ class Engine:
     """An engine's constants of the latency and memory model; `sources`: constant -> (kind, source).
 
     `shares_prefix`: whether keys and values of a prompt prefix that requests have in common are kept once for all.
+    `kv_caches`: the types it has. `searched`: whether a search over engines looks at it without being told to.
     """
 
     id: str
@@ -146,6 +147,8 @@ class Engine:
     image: str
     as_of: str
     shares_prefix: bool
+    kv_caches: tuple[str, ...]
+    searched: bool
     max_slots: int
     memory_utilization: float
     overhead_gb: float
@@ -264,7 +267,14 @@ def parse(raw: Mapping[str, Any]) -> Catalog:
             for key, entry in raw["quantizations"].items()
         },
         engines={
-            key: Engine(id=key, **{**entry, "sources": {k: tuple(v) for k, v in entry["sources"].items()}})
+            key: Engine(
+                id=key,
+                **{
+                    **entry,
+                    "kv_caches": tuple(entry["kv_caches"]),
+                    "sources": {k: tuple(v) for k, v in entry["sources"].items()},
+                },
+            )
             for key, entry in raw["engines"].items()
         },
         names=names,

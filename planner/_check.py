@@ -8,7 +8,6 @@ from ._catalog import Catalog, Gpu, catalog
 from ._memory import Memory, memory_for
 from ._timing import Timing, timing
 
-_KV_CACHES = {"ollama": ("f16", "q8_0", "q4_0"), "vllm": ("f16", "bf16", "fp8")}
 # `auto` takes the fewest slots that reach this share of the throughput of as many as memory holds: beyond it, more
 # slots only make every reply slower. An assumption of ours, not a measured optimum.
 _KNEE = 0.95
@@ -120,11 +119,11 @@ def check_release(release: Release, prefix: Prefix | None = None) -> None:
             allowed=", ".join(served),
             fix=f"choose one that {engine.id} serves",
         )
-    if release.kv_cache not in _KV_CACHES[engine.id]:
+    if release.kv_cache not in engine.kv_caches:
         raise InputError(
             where="kv_cache",
             got=f"{release.kv_cache} with {engine.id}",
-            allowed=", ".join(_KV_CACHES[engine.id]),
+            allowed=", ".join(engine.kv_caches),
             fix=f"choose one that {engine.id} has",
         )
     if release.context_tokens > model.max_context:

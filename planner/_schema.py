@@ -154,7 +154,7 @@ class QuantizationEntry(_Entry):
     aliases: tuple[str, ...] = ()
     bits: BitsEntry
     arithmetic: Literal["f16", "bf16", "fp8", "int8"]
-    engines: tuple[Literal["ollama", "vllm"], ...]
+    engines: tuple[str, ...]
     source: _Text
     as_of: _Date
 
@@ -168,12 +168,19 @@ class Constant(_Entry):
 
 
 class EngineEntry(_Entry):
-    """The constants of an engine; `version` and `image`: what a release drawn up by the planner names."""
+    """The constants of an engine; `version` and `image`: what a release drawn up by the planner names.
+
+    `kv_caches`: the types it has. `quantizations`: what it serves beside those that name it in `quantizations.yaml`.
+    `searched`: whether a search over engines looks at it without being told to.
+    """
 
     version: str
     image: str
     as_of: _Date
     shares_prefix: bool
+    kv_caches: Annotated[tuple[Literal["f16", "bf16", "fp8", "q8_0", "q4_0"], ...], Field(min_length=1)]
+    quantizations: tuple[str, ...] = ()
+    searched: bool = True
     max_slots: _Count
     memory_utilization: Constant
     overhead_gb: Constant
@@ -199,6 +206,11 @@ def compile_catalog(files: Mapping[str, bytes]) -> dict[str, Any]:
     machines = _read(MachinesFile, files, "machines.yaml")
     quantizations = _read(dict[str, QuantizationEntry], files, "quantizations.yaml")
     engines = _read(dict[str, EngineEntry], files, "engines.yaml")
+    for name in files:
+        if name.startswith("engines/"):
+            # One file each for the engines that came later: adding one touches nothing else here.
+            engines |= _read(dict[str, EngineEntry], files, name)
+    _check_served(quantizations, engines)
     models: dict[str, Any] = {}
     taken: dict[str, str] = {}
     for name in files:
@@ -218,7 +230,7 @@ def compile_catalog(files: Mapping[str, bytes]) -> dict[str, Any]:
         "gpus": {key: _gpu(entry) for key, entry in gpus.items()},
         "machines": {key: _machine(entry, machines) for key, entry in machines.machines.items()},
         "models": models,
-        "quantizations": {key: _quantization(entry) for key, entry in quantizations.items()},
+        "quantizations": {key: _quantization(key, entry, engines) for key, entry in quantizations.items()},
         "engines": {key: _engine(entry) for key, entry in engines.items()},
     }
 
@@ -259,14 +271,25 @@ def _machine(entry: MachineEntry, file: MachinesFile) -> dict[str, Any]:
     return {**entry.model_dump(), "regions": regions, "source": file.source, "as_of": file.as_of}
 
 
-def _quantization(entry: QuantizationEntry) -> dict[str, Any]:
+def _check_served(quantizations: Mapping[str, QuantizationEntry], engines: Mapping[str, EngineEntry]) -> None:
+    for key, quantization in quantizations.items():
+        for engine in quantization.engines:
+            if engine not in engines:
+                raise _bad("quantizations.yaml", f"{key}.engines", engine, ", ".join(engines))
+    for key, entry in engines.items():
+        for served in entry.quantizations:
+            if served not in quantizations:
+                raise _bad("engines", f"{key}.quantizations", served, ", ".join(quantizations))
+
+
+def _quantization(key: str, entry: QuantizationEntry, engines: Mapping[str, EngineEntry]) -> dict[str, Any]:
     return {
         "aliases": entry.aliases,
         "linear_bits": entry.bits.linear,
         "embedding_bits": entry.bits.embedding,
         "head_bits": entry.bits.head,
         "arithmetic": entry.arithmetic,
-        "engines": entry.engines,
+        "engines": (*entry.engines, *(name for name, engine in engines.items() if key in engine.quantizations)),
         "source": entry.source,
         "as_of": entry.as_of,
     }
@@ -279,6 +302,8 @@ def _engine(entry: EngineEntry) -> dict[str, Any]:
         "image": entry.image,
         "as_of": entry.as_of,
         "shares_prefix": entry.shares_prefix,
+        "kv_caches": entry.kv_caches,
+        "searched": entry.searched,
         "max_slots": entry.max_slots,
         **{name: constant.value for name, constant in constants.items()},
         "sources": {name: (constant.kind, constant.source) for name, constant in constants.items()},

@@ -203,7 +203,7 @@ def build(
     attention = 2 * model.heads * model.head_dim * model.full_attention_layers / flops
     reduce_bytes = 2 * 2 * model.hidden * 2.0 * (tensor - 1) / tensor  # two all-reduces, ring, 16-bit activations
     hops = (2 * model.layers * gpu.hop if tensor > 1 else 0.0) + (pipeline - 1) * _NETWORK_HOP_SECONDS
-    stages = pipeline if engine.id == "vllm" else 1
+    stages = 1 if engine.id == "ollama" else pipeline
     return Timing(
         slots=slots,
         load_seconds=weights_bytes(model, quantization) / (engine.disk_gb_per_second * 1e9),

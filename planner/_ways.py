@@ -44,7 +44,7 @@ def ways_of(
     """The ways to serve a model; they depend on neither traffic nor promise, so that the next question finds them."""
     known = catalog()
     model = known.model(model_id)
-    engines = [known.engine(name) for name in engine_names or known.engines]
+    engines = [known.engine(name) for name in engine_names or _searched(known)]
     gpus = [known.gpu(name) for name in gpu_names or known.gpus]
     # Of quantizations alike in size and arithmetic (AWQ and GPTQ) one stands for all, unless the search names them.
     alike = {
@@ -75,9 +75,9 @@ def _splits(
                 yield profile.name, 1, 1
     tensor = 1
     while tensor <= largest:
-        if model.heads % tensor == 0 and (tensor == 1 or engine.id == "vllm"):
+        if model.heads % tensor == 0 and (tensor == 1 or engine.id != "ollama"):
             yield None, tensor, 1
-            if tensor == largest and engine.id == "vllm":
+            if tensor == largest and engine.id != "ollama":
                 yield None, tensor, 2
         tensor *= 2
 
@@ -132,3 +132,7 @@ def _way(
         timing=timing,
         context_tokens=context_tokens,
     )
+
+
+def _searched(known: Catalog) -> list[str]:
+    return [engine.id for engine in known.engines.values() if engine.searched]
