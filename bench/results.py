@@ -211,3 +211,18 @@ def schema() -> str:
     made = anything.json_schema()
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tollgate benchmark files, version 1"}
     return json.dumps({**head, **made}, indent=1, sort_keys=True)
+
+
+class Pair(_Frozen):
+    """What one benchmark Job leaves: its result, and that of the service that it was measured in turns with, if any."""
+
+    result: Result
+    against: Result | None = None
+
+
+def read_pair(text: str) -> Pair:
+    """A Job's result: a bare `Result`, or a `Pair`. Raises pydantic's ValidationError."""
+    found = json.loads(text)
+    if isinstance(found, dict) and "result" in found:
+        return Pair.model_validate(found)
+    return Pair(result=Result.model_validate(found))

@@ -31,6 +31,8 @@ _IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 class BenchmarkJobArgs:
     """`environment`: what the evidence must match later (accelerator, machine type, region, replicas…), plain values.
 
+    `against`: a service of the same cluster to be measured in turns with this one, in the words of `bench.job`.
+
     `measure`: of the digest of all that defines the measurement, what is left to measure. `record`: takes the result as
     JSON and what it was measured for, writes the evidence, gives (verdict, evidence id); called only outside previews.
     """
@@ -43,6 +45,7 @@ class BenchmarkJobArgs:
     replicas: int
     environment: Mapping[str, str | int | float | bool]
     cost_per_hour_usd: float
+    against: Mapping[str, Any] | None = None
     measure: Callable[[str], gate.Measuring]
     record: Callable[[str, gate.Measuring], tuple[str, str]]
 
@@ -63,7 +66,7 @@ class BenchmarkJob(Component):
     ) -> None:
         stack = args.stack
         config = {
-            "engine": _dialect(stack),
+            "engine": dialect(stack),
             "model": stack.release.source,
             "traffic": stack.traffic.model_dump(mode="json"),
             "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
@@ -75,6 +78,7 @@ class BenchmarkJob(Component):
             "environment": dict(args.environment),
             "cost_per_hour_usd": args.cost_per_hour_usd,
             "context_tokens": stack.release.context_tokens,
+            **({"against": dict(args.against)} if args.against is not None else {}),
         }
         measuring = args.measure(stacks.digest({**config, "image": _IMAGE}))
         # Other prompts each time: a cache must not know them from the look before.
@@ -167,7 +171,7 @@ def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None
     raise stacks.TollgateError("the benchmark's ConfigMap holds no result.json; delete its Job and run pulumi up again")
 
 
-def _dialect(stack: stacks.Stack) -> str:
+def dialect(stack: stacks.Stack) -> str:
     """The API the load is sent in; what is neither Ollama nor vLLM, nor the simulator, speaks OpenAI's."""
     if stack.release.engine in ("ollama", "vllm"):
         return stack.release.engine
@@ -176,7 +180,7 @@ def _dialect(stack: stacks.Stack) -> str:
 
 def _longest(benchmark: stacks.Benchmark) -> int:
     """Warm-up may take twice the steady window (bench.load bounds it so), and the engine may need minutes to load."""
-    return int(benchmark.runs * benchmark.seconds * 3 + 600)
+    return int(benchmark.runs * benchmark.seconds * 3 * (2 if benchmark.against else 1) + 600)
 
 
 def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> dict[str, Any]:

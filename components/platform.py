@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pulumi
 
@@ -19,8 +20,9 @@ import values
 from bench import results
 
 from ._base import Component
-from .benchmark import BenchmarkJob, BenchmarkJobArgs
+from .benchmark import BenchmarkJob, BenchmarkJobArgs, dialect
 from .dns import FleetDns, FleetDnsArgs
+from .engines import ENGINE_NAME
 from .gateway import HEALTH_PATH
 from .preflight import refuse
 from .promotion import PromotionCheck, PromotionCheckArgs
@@ -136,13 +138,15 @@ class Platform(Component):
             return gate.to_measure(stack, benchmark, args.root, datetime.now(UTC))
 
         def record(text: str, measuring: gate.Measuring) -> tuple[str, str]:
+            pair = results.read_pair(text)
             evidence = gate.record(
                 stack,
-                results.Result.model_validate_json(text),
+                pair.result,
                 release_digest=self.release_digest,
                 root=args.root,
                 now=datetime.now(UTC),
                 measuring=measuring,
+                against=pair.against,
             )
             return evidence.verdict, evidence.digest
 
@@ -153,18 +157,50 @@ class Platform(Component):
             url=site.url,
             release_digest=self.release_digest,
             replicas=self.plan.replicas_max,
-            environment={
-                "target": stack.target,
-                "accelerator": stack.release.accelerator.gpu,
-                "mig_profile": stack.release.accelerator.mig_profile or "",
-                "machine_type": stack.fleet.machine_type,
-                "region": stack.fleet.regions[0],
-                "simulated": stack.target == "local" or stack.serving.simulate,
-            },
+            environment=_environment(stack),
             cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
+            against=_against(stack, benchmark, args.root),
             measure=measure,
             record=record,
         )
+
+
+def _environment(stack: stacks.Stack) -> dict[str, str | int | float | bool]:
+    return {
+        "target": stack.target,
+        "accelerator": stack.release.accelerator.gpu,
+        "mig_profile": stack.release.accelerator.mig_profile or "",
+        "machine_type": stack.fleet.machine_type,
+        "region": stack.fleet.regions[0],
+        "simulated": stack.simulated,
+    }
+
+
+def _against(stack: stacks.Stack, benchmark: stacks.Benchmark, root: Path) -> dict[str, Any] | None:
+    """The service that `benchmark.against` names, as its own files say. Raises InputError where both cannot be compared."""
+    if benchmark.against is None:
+        return None
+    other = stacks.load_stack(benchmark.against, root)
+    plan, mine = planner.plan(other), planner.plan(stack)
+    same = (other.target, other.cluster, plan.replicas_max) == (stack.target, stack.cluster, mine.replicas_max)
+    if other.name == stack.name or not same:
+        raise stacks.InputError(
+            where=f"stacks/Pulumi.{stack.name}.yaml, tollgate:benchmark.against",
+            got=f"{other.name}: {plan.replicas_max} replicas on {other.target} {other.cluster}",
+            allowed=f"another stack of the same cluster with {mine.replicas_max} replicas",
+            fix="name one that runs the baseline beside this stack, or leave it out and calibrate",
+        )
+    return {
+        "url": f"http://{ENGINE_NAME}.{other.namespace}.svc:80",
+        "engine": dialect(other),
+        "model": other.release.source,
+        "release": values.release_digest(other.release),
+        "stack": other.name,
+        "replicas": plan.replicas_max,
+        "environment": _environment(other),
+        "context_tokens": other.release.context_tokens,
+        "cost_per_hour_usd": plan.cost_per_hour_max_usd,
+    }
 
 
 def _part(plan: planner.Plan, fleet: stacks.Fleet, whole: stacks.Fleet) -> planner.Plan:

@@ -251,10 +251,24 @@ def _regressions(case: Case, baseline: str | None) -> list[Criterion]:
     beside = against_of(case.entry)
     if before is not None and beside is not None and beside.release == before.release:
         result = beside
-    return [
-        regression(metric, limit, criteria, case.stack.objectives, case.result, result, calibration)
-        for metric, limit in criteria.max_regression.items()
-    ]
+    found = []
+    for metric, limit in criteria.max_regression.items():
+        other = _incomparable(case.result, result)
+        line = regression(
+            metric, limit, criteria, case.stack.objectives, case.result, None if other else result, calibration
+        )
+        found.append(replace(line, outcome="inconclusive", why=other) if other else line)
+    return found
+
+
+def _incomparable(ours: Result, theirs: Result | None) -> str:
+    """Why two results cannot be compared; empty where they can."""
+    if theirs is None:
+        return ""
+    wrong = [name for name in ("traffic", "replicas") if getattr(ours, name) != getattr(theirs, name)]
+    if surroundings(ours.environment) != surroundings(theirs.environment):
+        wrong.append("environment")
+    return f"the baseline was measured with other {' and '.join(wrong)}: measure it again" if wrong else ""
 
 
 def calibration_of(measured: Sequence[Entry], source: str, where: Mapping[str, Any]) -> Calibration | None:

@@ -13,12 +13,29 @@ import stacks
 from .. import load as generator
 
 
+class Against(BaseModel):
+    """The service that runs are taken in turns with; each field as in `JobConfig`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    url: str
+    engine: Literal["ollama", "vllm", "openai"]
+    model: Annotated[str, Field(min_length=1)]
+    release: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    stack: str
+    replicas: Annotated[int, Field(ge=1)] = 1
+    environment: dict[str, str | int | float | bool] = {}
+    context_tokens: Annotated[int, Field(ge=2)] | None = None
+    cost_per_hour_usd: Annotated[float, Field(ge=0)] | None = None
+
+
 class JobConfig(BaseModel):
     """One benchmark of one release, as the stack's program writes it.
 
     `model`: the name by which the engine knows it. `release`: its digest. `result_configmap`: where the result goes;
     empty: nowhere but the log (a run by hand). `cost_per_hour_usd`: of the whole service, for the cost per token.
 
+    `against`: another service, to be measured in turns with this one, run by run.
     `scenario`: what differs from the plain traffic; `workers`: processes per pod. `pods`: of an Indexed Job that measure
     together, the first of which listens at `coordinator` (host:port) for the others, who must know `token`; it writes
     progress and result into its log for a program to read.
@@ -44,6 +61,7 @@ class JobConfig(BaseModel):
     cost_per_hour_usd: Annotated[float, Field(ge=0)] | None = None
     context_tokens: Annotated[int, Field(ge=2)] | None = None
     seed: int = 1
+    against: Against | None = None
     reconnect: bool = False
     request_timeout: Annotated[float, Field(gt=0)] = 600.0
     ready_timeout: Annotated[float, Field(gt=0)] = 300.0

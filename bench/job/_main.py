@@ -21,6 +21,7 @@ from ..results import Result
 from . import _together as together
 from ._config import JobConfig, load
 from ._kube import ConfigMaps
+from ._turns import measure_in_turns
 
 _TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -32,6 +33,7 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
     """
     try:
         config = load(path)
+        pair = None
         maps = ConfigMaps() if config.result_configmap else None
         labels = {"app.kubernetes.io/name": "bench", "tollgate.dev/stack": config.stack}
         if known:
@@ -45,10 +47,14 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
             result = together.lead(config, lambda crews: measure(config, crews), say)
             for piece in together.pieces(result.model_dump_json()):
                 say(piece)
+        elif config.against is not None:
+            _come_first()
+            pair = measure_in_turns(config, measure)
+            result = pair.result
         else:
             _come_first()
             result = measure(config)
-        text = result.model_dump_json()
+        text = (pair or result).model_dump_json()
         if output is not None:
             output.write_text(text)
         if maps is not None:
