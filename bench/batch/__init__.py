@@ -1,0 +1,55 @@
+"""Batches: many prompts that finish whatever happens on the way, each answered once, with an honest estimate of when.
+
+queue = batch.create(store, batch.read("in.jsonl", batch.Recipe()))
+batch.run(queue, [batch.EndpointSettings(url="http://127.0.0.1:8000")])
+batch.write(queue, "out.jsonl", "errors.jsonl")
+"""
+
+from ._database import DatabaseTrouble
+from ._files import reading, writing
+from ._forecast import Eta, Forecast, Prices, span, warnings
+from ._formats import BadRow, Format, Recipe, read
+from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
+from ._pace import Pace
+from ._queue import Queue, create, ids, is_alive, is_postgres, open_queue, remove
+from ._results import lines, write
+from ._runner import Ending, Progress, RunSettings, run
+from ._wire import EndpointSettings
+
+__all__ = [
+    "PATHS",
+    "BadRow",
+    "Counts",
+    "DatabaseTrouble",
+    "Ending",
+    "EndpointSettings",
+    "Eta",
+    "Forecast",
+    "Format",
+    "Info",
+    "Input",
+    "Item",
+    "Outcome",
+    "Pace",
+    "Prices",
+    "Progress",
+    "Queue",
+    "Recipe",
+    "RunSettings",
+    "RunnerReport",
+    "State",
+    "create",
+    "ids",
+    "is_alive",
+    "is_postgres",
+    "lines",
+    "open_queue",
+    "read",
+    "reading",
+    "remove",
+    "run",
+    "span",
+    "warnings",
+    "write",
+    "writing",
+]

@@ -1,0 +1,220 @@
+"""A batch runs to its end: every input exactly one result, whatever the endpoints do meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stacks
+from bench import batch
+
+Submit = Callable[..., batch.Queue]
+Serve = Callable[..., Any]
+Outputs = Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+
+
+def run(queue: batch.Queue, *urls: str, slots: int = 8, fixed: bool = True, **given: Any) -> batch.Ending:
+    """With time-outs of tests, and an end for a test that would never end."""
+    begun = time.monotonic()
+    endpoint = {key: given.pop(key) for key in ("api_key", "model", "most") if key in given}
+    progress = given.pop("progress", None)
+    settings = batch.RunSettings(**{"timeout": 5.0, "grace": 2.0, **given})
+    found = batch.run(
+        queue,
+        [batch.EndpointSettings(url=url, slots=slots, fixed=fixed, **endpoint) for url in urls],
+        settings,
+        signals=False,
+        stop=lambda: time.monotonic() - begun > 40,
+        progress=progress,
+    )
+    assert found.reason != "stopped", f"did not end within 40 s: {found}"
+    return found
+
+
+def later(seconds: float, what: Callable[[], object]) -> None:
+    timer = threading.Timer(seconds, what)
+    timer.daemon = True
+    timer.start()
+
+
+def test_every_input_has_one_result_in_the_order_of_the_input(submit: Submit, serve: Serve, outputs: Outputs) -> None:
+    server = serve(delay=0.002)
+    queue = submit(1000)
+    ending = run(queue, server.url)
+    assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 1000, 0)
+    good, bad = outputs(queue)
+    assert [line["custom_id"] for line in good] == [f"p{i}" for i in range(1000)]
+    assert bad == []
+    assert good[7]["response"]["status_code"] == 200
+    assert good[7]["response"]["body"]["choices"][0]["message"]["content"] == "re: p7"
+    assert (good[7]["tollgate"]["tokens_in"], good[7]["tollgate"]["tokens_out"]) == (10, 5)
+    assert 0.001 < good[7]["tollgate"]["seconds"] < 5
+    assert set(server.asked().values()) == {1}
+    assert server.most() <= 8
+    assert (ending.counts.tokens_in, ending.counts.tokens_out) == (10_000, 5000)
+
+
+def test_several_endpoints_share_a_batch_by_their_capacity(submit: Submit, serve: Serve) -> None:
+    fast, slow = serve(delay=0.005), serve(delay=0.02)
+    ending = run(submit(800), fast.url, slow.url)
+    assert ending.state == "done"
+    asked = [fast.asked(), slow.asked()]
+    assert sum(map(len, asked)) == 800
+    assert set(asked[0]).isdisjoint(asked[1])
+    # Four times as fast: about four times as many.
+    assert 2.5 < len(asked[0]) / len(asked[1]) < 6
+
+
+def test_an_endpoints_own_model_replaces_that_of_the_inputs(submit: Submit, serve: Serve, outputs: Outputs) -> None:
+    queue = submit(3)
+    run(queue, serve().url, model="other")
+    assert {line["response"]["body"]["model"] for line in outputs(queue)[0]} == {"other"}
+
+
+def test_poison_is_isolated_after_its_tries_and_listed(submit: Submit, serve: Serve, outputs: Outputs) -> None:
+    server = serve(delay=0.01)
+    prompts = [f"p{i}" for i in range(300)]
+    prompts[10], prompts[100], prompts[299] = "poison a", "garbage b", "refuse c"
+    prompts[20] = "once d"
+    queue = submit(prompts)
+    ending = run(queue, server.url, tries=2)
+    assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 297, 3)
+    good, bad = outputs(queue)
+    assert len(good) == 297
+    assert [(line["custom_id"], line["error"]["code"]) for line in bad] == [
+        ("poison a", "http_500"), ("garbage b", "not_json"), ("refuse c", "http_400"),
+    ]  # fmt: skip
+    assert bad[0]["response"]["body"]["error"]["message"] == "the engine does not like this"
+    asked = server.asked()
+    # What the endpoint refuses as wrong is not asked twice; what failed was tried as often as allowed.
+    assert (asked["refuse c"], asked["once d"]) == (1, 2)
+    assert all(2 <= asked[name] <= 4 for name in ("poison a", "garbage b"))
+    assert max(count for name, count in asked.items() if name.startswith("p") and name != "poison a") == 1
+
+
+def test_a_batch_of_nothing_but_poison_ends_too(submit: Submit, serve: Serve) -> None:
+    ending = run(submit(["poison a", "poison b"]), serve().url, tries=2)
+    assert (ending.state, ending.counts.failed) == ("done", 2)
+
+
+def test_an_input_that_kills_the_engine_is_found_and_no_other_suffers(
+    submit: Submit, serve: Serve, outputs: Outputs, tmp_path: Path
+) -> None:
+    server = serve(delay=0.02, restart=0.1, log=tmp_path / "log")
+    prompts = [f"p{i}" for i in range(200)]
+    prompts[30] = "kill"
+    queue = submit(prompts)
+    ending = run(queue, server.url, slots=16)
+    assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 199, 1)
+    [bad] = outputs(queue)[1]
+    assert (bad["custom_id"], bad["error"]["code"]) == ("kill", "lost")
+    assert 5 <= (tmp_path / "log").read_text().splitlines().count("kill") <= 6
+
+
+def test_an_endpoint_that_is_gone_for_a_while_costs_no_input(submit: Submit, serve: Serve) -> None:
+    server = serve(delay=0.005)
+    queue = submit(1500)
+    later(0.3, lambda: server.control(cut=True))
+    later(1.5, lambda: server.control(cut=False, status=503, health=503))
+    later(2.5, lambda: server.control(status=500))
+    later(3.5, lambda: server.control(status=404))
+    later(4.5, lambda: server.control(status=200))
+    seen: list[batch.Progress] = []
+    ending = run(queue, server.url, tries=2, progress=seen.append)
+    assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 1500, 0)
+    endpoint = server.url
+    assert any(found.endpoints[endpoint]["state"] != "up" for found in seen)
+
+
+def test_without_the_endpoint_the_other_goes_on(submit: Submit, serve: Serve) -> None:
+    gone, there = serve(delay=0.01), serve(delay=0.01)
+    queue = submit(1000)
+    later(0.3, gone.kill)
+    ending = run(queue, gone.url, there.url)
+    assert (ending.state, ending.counts.ok) == ("done", 1000)
+
+
+def test_retry_after_is_honoured_and_costs_no_try(submit: Submit, serve: Serve) -> None:
+    server = serve(delay=0.002)
+    queue = submit(300)
+    server.control(status=429, retry_after=2)
+    later(1.0, lambda: server.control(status=200))
+    begun = time.monotonic()
+    ending = run(queue, server.url, tries=1)
+    assert (ending.state, ending.counts.ok) == ("done", 300)
+    assert time.monotonic() - begun >= 2.0, "asked again before the time that Retry-After gave"
+
+
+def test_a_limit_of_the_endpoint_is_found_by_its_429(submit: Submit, serve: Serve) -> None:
+    server = serve(delay=0.02)
+    server.control(most=6)
+    queue = submit(600)
+    ending = run(queue, server.url, slots=64, fixed=False, tries=1)
+    assert (ending.state, ending.counts.ok) == ("done", 600)
+    assert server.most() <= 6
+
+
+def test_a_timeout_is_a_failure_of_the_input_when_others_are_answered(submit: Submit, serve: Serve) -> None:
+    prompts = [f"p{i}" for i in range(400)]
+    prompts[5] = "hang"
+    ending = run(submit(prompts), serve(delay=0.02).url, timeout=0.5, tries=2)
+    assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 399, 1)
+
+
+def test_a_wrong_key_pauses_the_batch_at_once_and_says_so(submit: Submit, serve: Serve) -> None:
+    server = serve(key="secret")
+    queue = submit(50)
+    ending = run(queue, server.url)
+    assert ending.state == "paused"
+    assert "who are you?" in ending.reason
+    assert "valid API key" in ending.reason
+    with pytest.raises(stacks.TollgateError, match="valid API key"):
+        run(queue, server.url)
+    queue.set_state("running")
+    assert run(queue, server.url, api_key="secret").counts.ok == 50
+
+
+def test_a_batch_that_only_fails_is_paused_and_its_failures_can_be_asked_again(submit: Submit, serve: Serve) -> None:
+    queue = submit([f"refuse {i}" for i in range(400)])
+    server = serve(delay=0.001)
+    ending = run(queue, server.url, stop_after=20)
+    assert ending.state == "paused"
+    assert "the last 20 inputs all failed, with http_400: too long" in ending.reason
+    assert 20 <= ending.counts.failed < 60
+    assert queue.reopen_failed() == ending.counts.failed
+    assert queue.counts().done == 0
+    assert run(queue, server.url, stop_after=0).counts.failed == 400
+
+
+def test_pause_resume_and_cancel_reach_a_runner_from_outside(submit: Submit, serve: Serve, store: str) -> None:
+    server = serve(delay=0.02)
+    queue = submit(2000)
+    at: list[int] = []
+
+    def outside() -> None:
+        other = batch.open_queue(store, queue.id)
+        time.sleep(0.5)
+        other.set_state("paused", reason="lunch")
+        time.sleep(1.7)
+        at.append(other.counts().done)
+        time.sleep(1.0)
+        at.append(other.counts().done)
+        other.set_state("running")
+        time.sleep(1.7)
+        at.append(other.counts().done)
+        other.set_state("cancelled")
+        other.close()
+
+    thread = threading.Thread(target=outside)
+    thread.start()
+    ending = run(queue, server.url)
+    thread.join()
+    assert ending.state == "cancelled"
+    assert 0 < at[0] == at[1] < at[2] < 2000, at
+    # What was answered is there, and nothing was asked that has no result but what was cut off in flight.
+    assert len(server.asked()) - ending.counts.done <= 8
