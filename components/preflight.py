@@ -33,6 +33,7 @@ def refuse(stack: stacks.Stack) -> None:
     _sharing(stack)
     _storage(stack)
     _groups(stack)
+    _rendered(stack)
 
 
 def _ground(stack: stacks.Stack) -> None:
@@ -188,3 +189,29 @@ def _groups(stack: stacks.Stack) -> None:
             allowed="lws; kuberay with vllm",
             fix="set it to lws",
         )
+
+
+def _rendered(stack: stacks.Stack) -> None:
+    """The values and the chart of every region's engine: what they lack is said now, not after the cluster stands."""
+    plan = planner.plan(stack)
+    values.chart_of(stack.release)
+    values.render(stack, plan)
+    if stack.gateway is not None and stack.gateway.candidate is not None:
+        for fleet in stack.fleet.split():
+            replicas = fleet.nodes.max * plan.replicas_per_node // plan.nodes_per_replica
+            candidate_replicas(replicas, stack.gateway.candidate.percent)
+
+
+def candidate_replicas(replicas: int, percent: float) -> int:
+    """How many of the replicas a candidate with that share of the requests takes: at least one, and one is left.
+
+    Raises InputError where there are not two.
+    """
+    if replicas < 2:
+        raise stacks.InputError(
+            where="tollgate:gateway.candidate",
+            got=f"a second release on a fleet of {replicas} replica",
+            allowed="a fleet of at least 2 replicas",
+            fix="raise fleet.nodes.max: two releases side by side need a replica each",
+        )
+    return min(replicas - 1, max(1, round(replicas * percent / 100)))

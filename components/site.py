@@ -22,6 +22,7 @@ from .engines import ENGINE_NAME, SERVICES, EngineArgs, EngineService, service_f
 from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
+from .preflight import candidate_replicas
 
 CANDIDATE_NAME = "engine-candidate"
 # stacks.Serving's field -> the key in the Secret, the key in the stack's configuration.
@@ -250,21 +251,6 @@ def _engines(
         return engine, None
     digest = values.release_digest(args.candidate)
     return engine, make(f"candidate{args.suffix}", CANDIDATE_NAME, args.candidate, digest, shared)
-
-
-def candidate_replicas(replicas: int, percent: float) -> int:
-    """How many of the replicas a candidate with that share of the requests takes: at least one, and one is left.
-
-    Raises InputError where there are not two.
-    """
-    if replicas < 2:
-        raise stacks.InputError(
-            where="tollgate:gateway.candidate",
-            got=f"a second release on a fleet of {replicas} replica",
-            allowed="a fleet of at least 2 replicas",
-            fix="raise fleet.nodes.max: two releases side by side need a replica each",
-        )
-    return min(replicas - 1, max(1, round(replicas * percent / 100)))
 
 
 def _gateway(

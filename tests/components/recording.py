@@ -105,9 +105,15 @@ class _Monitor(mocks.MockMonitor):
         return super().RegisterResourceOutputs(request)  # type: ignore[no-untyped-call]
 
 
-def record(program: Callable[[], Any], *, preview: bool = False, config: dict[str, str] | None = None) -> Recording:
-    """Run the program to its end and return what it registered. Raises what it raises."""
-    recording = Recording()
+def record(
+    program: Callable[[], Any],
+    *,
+    preview: bool = False,
+    config: dict[str, str] | None = None,
+    into: Recording | None = None,
+) -> Recording:
+    """Run the program to its end and return what it registered, also in `into`. Raises what it raises."""
+    recording = into if into is not None else Recording()
     # Each run has a loop of its own (pulumi#24338), and nothing of the run before.
     asyncio.set_event_loop(asyncio.new_event_loop())
     pulumi.runtime.set_mocks(_Answers(), project="tollgate", stack="test", preview=preview, monitor=_Monitor(recording))
