@@ -3,7 +3,8 @@
 The Job runs once per trigger: the digest of all that defines the measurement (release, traffic, fleet, promise, image), and
 how often that was tried, names it. So an `up` that changes none of them measures nothing again; where valid evidence of the
 same lies in the store, made by whatever cluster, the Job is still there but only says so; where that has expired or is
-inconclusive, there is another Job. The pod may only write its one result; the signing key never enters the cluster.
+inconclusive, there is another Job. The pod may only write its one result and list nodes; the signing key never enters the
+cluster.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class BenchmarkJob(Component):
             subjects=[{"kind": "ServiceAccount", "name": "bench", "namespace": args.namespace}],
             opts=self._child(provider=cluster.provider, depends_on=[role, account]),
         )
+        self._see_nodes(name, args, cluster, account)
         text = pulumi.Output.all(url=args.url, namespace=args.namespace).apply(
             lambda known: json.dumps({**config, **known, "result_configmap": result_name}, indent=1, sort_keys=True)
         )
@@ -148,6 +150,25 @@ class BenchmarkJob(Component):
         self.verdict = outcome.apply(lambda pair: pair[0])
         self.evidence = outcome.apply(lambda pair: pair[1])
         self.register_outputs({"verdict": self.verdict, "evidence": self.evidence})
+
+    def _see_nodes(
+        self, name: str, args: BenchmarkJobArgs, cluster: Cluster, account: k8s.core.v1.ServiceAccount
+    ) -> None:
+        """Evidence says on what node image and driver it was made; nodes can only be read cluster-wide."""
+        wide = f"tollgate-bench-{args.stack.namespace}"
+        role = k8s.rbac.v1.ClusterRole(
+            f"{name}-nodes",
+            metadata={"name": wide},
+            rules=[{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}],
+            opts=self._child(provider=cluster.provider),
+        )
+        k8s.rbac.v1.ClusterRoleBinding(
+            f"{name}-nodes-binding",
+            metadata={"name": wide},
+            role_ref={"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": wide},
+            subjects=[{"kind": "ServiceAccount", "name": "bench", "namespace": args.namespace}],
+            opts=self._child(provider=cluster.provider, depends_on=[role, account]),
+        )
 
     def _judge(
         self, found: list[Any], measuring: gate.Measuring, record: Callable[[str, gate.Measuring], tuple[str, str]]

@@ -1,4 +1,4 @@
-"""The one thing the pod may do in its cluster: keep its result in a ConfigMap."""
+"""What the pod may do in its cluster: keep its result in a ConfigMap, and read what the cluster says of itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import stacks
 
@@ -19,6 +20,8 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # etcd refuses objects above 1.5 MB; half a megabyte leaves room for what the API server adds.
 _PLAIN_BYTES = 500_000
 _TRIES = 6
+_ACCELERATOR = "cloud.google.com/gke-accelerator"
+_DRIVERS = ("nvidia.com/cuda.driver-version.full", "cloud.google.com/gke-gpu-driver-version")
 
 
 class ConfigMaps:
@@ -68,20 +71,51 @@ class ConfigMaps:
                 break
         raise stacks.TollgateError(f"cannot store the result as ConfigMap {namespace}/{name}: {problem}")
 
-    def _send(self, method: str, path: str, content: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    def surroundings(self, accelerator: str) -> dict[str, str]:
+        """The cluster's version, and image, kernel and GPU driver of the nodes with that accelerator, for the record.
+
+        What cannot be read is left out: numbers do not depend on knowing it. Several kinds of nodes are all named.
+        """
+        found: dict[str, str] = {}
+        try:
+            status, version = self._send("GET", "/version")
+            if status == 200 and version.get("gitVersion"):
+                found["cluster_version"] = str(version["gitVersion"])
+            status, nodes = self._send("GET", f"/api/v1/nodes?labelSelector={quote(f'{_ACCELERATOR}={accelerator}')}")
+        except (OSError, http.client.HTTPException):
+            return found
+        if status != 200:
+            return found
+        told: dict[str, set[str]] = {}
+        for node in nodes.get("items", []):
+            info, labels = node.get("status", {}).get("nodeInfo", {}), node.get("metadata", {}).get("labels", {})
+            known = {
+                "node_image": info.get("osImage"),
+                "kernel": info.get("kernelVersion"),
+                "kubelet": info.get("kubeletVersion"),
+                # By NVIDIA's feature discovery exactly, by GKE as default or latest.
+                "driver": next((labels[key] for key in _DRIVERS if labels.get(key)), None),
+            }
+            for key, value in known.items():
+                if value:
+                    told.setdefault(key, set()).add(str(value))
+        return {**found, **{key: ", ".join(sorted(values)) for key, values in told.items()}}
+
+    def _send(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         # Read each time: bound tokens are rotated.
         token = (self._account / "token").read_text().strip()
         context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
         connection = http.client.HTTPSConnection(self._host, self._port, timeout=15, context=context)
         try:
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            connection.request(method, path, body=json.dumps(content), headers=headers)
+            body = json.dumps(content) if content is not None else None
+            connection.request(method, path, body=body, headers=headers)
             answer = connection.getresponse()
-            body = answer.read()
+            raw = answer.read()
         finally:
             connection.close()
         try:
-            reply = json.loads(body)
+            reply = json.loads(raw)
         except ValueError:
             reply = {}
         return answer.status, reply if isinstance(reply, dict) else {}

@@ -40,6 +40,9 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
             if maps is not None:
                 maps.store(config.namespace, config.result_configmap, json.dumps({"known": known}), labels)
             return _end(f"nothing to measure: evidence {known} of the same is valid", 0)
+        if maps is not None:
+            seen = maps.surroundings(str(config.environment.get("accelerator", "")))
+            config = config.model_copy(update={"environment": {**seen, **config.environment}})
         if config.coordinator and together.index() > 0:
             together.follow(config, together.index())
             return _end("the coordinator has what this pod measured", 0)
