@@ -1,10 +1,10 @@
-"""What the simulator reaches on one core, as ratios to uvicorn and nginx in the same run.
+"""What the simulator reaches on one core, beside uvicorn and nginx in the same run.
 
-    python benchmarks/simulator.py [--seconds 4] [--peer-python PYTHON]
+    python benchmarks/simulator.py [--seconds 4] [--streams 100000] [--only closed,open,paced,held,start] [--json FILE]
 
-Server on core 0, wrk on core 1, 64 connections. Needs `wrk`; `nginx` and a Python with uvicorn, uvloop and httptools
-(`--peer-python`) are used where they are there. Contenders take turns twice and the better turn counts: a shared
-machine is never slower than itself twice in the same way.
+Server on core 0, client on core 1. The closed loops need wrk; nginx is used where it is installed, uvicorn comes with the
+development dependencies. Contenders take turns and the better turn counts. On a machine that does other work too, absolute
+numbers fall with it: then the ratios count, and the processor time per request.
 """
 
 from __future__ import annotations
@@ -12,21 +12,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SERVER, CLIENT = "0", str(min(1, (os.cpu_count() or 1) - 1))
 HEADERS = 'wrk.method="POST"\nwrk.headers["content-type"]="application/json"\n'
 BODY = '{"model":"tiny","messages":[{"role":"user","content":"%s some good food"}],"max_tokens":64,"ignore_eos":true%s}'
+# Each turn another number, in the text or elsewhere.
+TURN = "{headers}local n=0\nfunction request() n=n+1 return wrk.format(nil,nil,nil,string.format([[{body}]],n%99991)) end\n"
 ASGI = """
 import pathlib
 WHOLE = pathlib.Path(__file__).with_name("whole").read_bytes()
@@ -48,9 +58,37 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": event, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 """
+NGINX = """daemon off; master_process off; pid {folder}/pid; error_log /dev/null; events {{ worker_connections 1024; }}
+http {{ access_log off; keepalive_requests 10000000; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+server {{ listen 127.0.0.1:{port}; root {folder}; }} }}
+"""
 
 
-def port() -> int:
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number beside what was promised. `ratios`: to peers in the same run."""
+
+    name: str
+    value: float
+    unit: str
+    promise: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.promise is None:
+            return None
+        return self.value <= self.promise if self.at_most else self.value >= self.promise
+
+    def line(self) -> str:
+        limit = "" if self.promise is None else f"{'<=' if self.at_most else '>='} {self.promise:,g}"
+        verdict = {None: "", True: "met", False: "NOT met"}[self.met]
+        return f"{self.name:58} {self.value:11,.4g} {self.unit:10} {limit:>11} {verdict:8} {self.note}"
+
+
+def free_port() -> int:
     """A free port of the loopback."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -58,118 +96,286 @@ def port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], at: int, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`command` on core 0, once it answers on port `at`."""
-    process = subprocess.Popen(["taskset", "-c", "0", *command], cwd=ROOT, env=env or None, stderr=subprocess.DEVNULL)
+def running(command: list[str], port: int, *, core: str = SERVER, **env: str) -> Iterator[psutil.Process]:
+    """`command` on its core, once it answers on `port`."""
+    words = ["taskset", "-c", core, *command] if core and shutil.which("taskset") else command
+    full = {"PATH": "/usr/sbin:/usr/bin:/bin"} | env
+    process = subprocess.Popen(words, cwd=ROOT, env=full, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 20
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", at), timeout=1):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             if time.monotonic() > deadline or process.poll() is not None:
                 raise SystemExit(f"does not serve: {' '.join(command)}")
-            time.sleep(0.02)
-        yield process
+            time.sleep(0.01)
+        yield psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def wrk(url: str, script: Path, seconds: int) -> tuple[float, float, int]:
-    """(requests/s, p99 in ms, errors)."""
-    words = ["taskset", "-c", "1", "wrk", "-t1", "-c64", f"-d{seconds}s", "--latency", "-s", str(script), url]
-    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])  # type: ignore[index]
-    value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", out).groups()  # type: ignore[union-attr]
-    errors = sum(int(n) for n in re.findall(r"(?:connect|read|write|timeout|responses:) (\d+)", out))
-    return rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit], errors
+def simulator(port: int, *words: str) -> list[str]:
+    """The command of a simulated vLLM."""
+    serve = ["vllm", "serve", "tiny", "--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "200000"]
+    return [sys.executable, "-m", "bench.simulator", *serve, *words]
+
+
+def spent(process: psutil.Process) -> float:
+    """Processor seconds of a process and its children."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """One turn of wrk: requests/s, p99 in ms, errors, processor time of the server per request in microseconds."""
+
+    rate: float
+    p99: float
+    errors: int
+    cost: float
+
+
+def wrk(process: psutil.Process, url: str, script: Path, seconds: int) -> Closed:
+    """64 connections for so long, after a second of warm-up."""
+    words = ["taskset", "-c", CLIENT, "wrk", "-t1", "-c64", "--latency", "-s", str(script), url]
+    subprocess.run([*words, "-d1s"], capture_output=True, check=True)
+    before = spent(process)
+    out = subprocess.run([*words, f"-d{seconds}s"], capture_output=True, text=True, check=True).stdout
+    used = spent(process) - before
+
+    def found(pattern: str) -> tuple[str, ...]:
+        match = re.search(pattern, out)
+        if match is None:
+            raise SystemExit(f"wrk printed nothing like {pattern!r}:\n{out}")
+        return match.groups()
+
+    value, unit = found(r"99%\s+([\d.]+)(us|ms|s)")
+    requests = int(found(r"(\d+) requests in")[0])
+    counted = re.findall(r"(?:connect|read|write|timeout|responses:) (\d+)", out)
+    return Closed(
+        rate=float(found(r"Requests/sec:\s+([\d.]+)")[0]),
+        p99=float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit],
+        errors=sum(int(number) for number in counted),
+        cost=used / max(1, requests) * 1e6,
+    )
+
+
+def closed(seconds: int, turns: int, folder: Path) -> list[Row]:
+    """The closed loops and the peers' share in them."""
+    if not shutil.which("wrk"):
+        print("wrk is not installed: no closed loops")
+        return []
+    scripts = {}
+    for kind, more in (("whole", ""), ("stream", ',"stream":true')):
+        scripts[kind] = folder / f"{kind}.lua"
+        scripts[kind].write_text(f"{HEADERS}wrk.body=[[{BODY % ('have', more)}]]\n")
+    for kind, body in (("text", BODY % ("w%05d", "")), ("parsed", BODY % ("have", ',"seed":%d'))):
+        scripts[kind] = folder / f"{kind}.lua"
+        scripts[kind].write_text(TURN.format(headers=HEADERS, body=body))
+    scripts["get"] = folder / "get.lua"
+    scripts["get"].write_text("")
+    port = free_port()
+    zero = {"TOLLGATE_SIM_TTFT": "0", "TOLLGATE_SIM_ITL": "0"}
+    url = f"http://127.0.0.1:{port}"
+    with running(simulator(port), port, **zero):
+        for kind, more in (("whole", ""), ("stream", ',"stream":true')):
+            asked = urllib.request.Request(
+                f"{url}/v1/chat/completions", (BODY % ("have", more)).encode(), {"Content-Type": "application/json"}
+            )
+            (folder / kind).write_bytes(urllib.request.urlopen(asked, timeout=5).read())
+    (folder / "peer.py").write_text(ASGI)
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
+    folder.chmod(0o755)
+    best: dict[str, Closed] = {}
+    errors = 0
+
+    def keep(name: str, one: Closed) -> None:
+        nonlocal errors
+        errors += one.errors if name.startswith("simulator") else 0
+        if name not in best or one.rate > best[name].rate:
+            best[name] = one
+
+    peer = [sys.executable, "-m", "uvicorn", "peer:app", "--app-dir", str(folder), "--port", str(port)]
+    for _ in range(turns):
+        with running(simulator(port), port, **zero) as process:
+            for kind in ("whole", "text", "parsed", "stream"):
+                keep(f"simulator {kind}", wrk(process, f"{url}/v1/chat/completions", scripts[kind], seconds))
+        with running([*peer, "--log-level", "warning", "--no-access-log"], port) as process:
+            for kind in ("whole", "stream"):
+                keep(f"uvicorn {kind}", wrk(process, url, scripts[kind], seconds))
+        if shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+            with running(["nginx", "-c", f"{folder}/nginx.conf"], port) as process:
+                keep("nginx", wrk(process, f"{url}/whole", scripts["get"], seconds))
+    nginx = best.get("nginx")
+    if nginx is None:
+        print("nginx is not installed: no ratio to it")
+    rows = []
+    words = {"whole": "the same request", "text": "another text each", "parsed": "parsed each", "stream": "streamed"}
+    for kind, promise in (("whole", 45_000.0), ("text", 45_000.0), ("parsed", None), ("stream", 14_000.0)):
+        one = best[f"simulator {kind}"]
+        other = best[f"uvicorn {'stream' if kind == 'stream' else 'whole'}"]
+        note = f"p99 {one.p99:.2f} ms, {one.cost:.1f} us of processor time each"
+        rows.append(Row(name=f"64 tokens, {words[kind]}", value=one.rate, unit="req/s", promise=promise, note=note))
+        rows.append(Row(name="    to uvicorn's bare ASGI", value=one.rate / other.rate, unit="x", promise=1.0))
+        if nginx is not None and kind != "stream":
+            ratio = one.rate / nginx.rate
+            limit = 0.35 if kind != "parsed" else None
+            rows.append(Row(name="    to nginx's static file", value=ratio, unit="x", promise=limit))
+        if kind in ("whole", "text"):
+            rows.append(Row(name="    p99", value=one.p99, unit="ms", promise=4.0, at_most=True))
+    for name in ("uvicorn whole", "uvicorn stream", "nginx"):
+        if name in best:
+            one = best[name]
+            note = f"p99 {one.p99:.2f} ms, {one.cost:.1f} us of processor time each"
+            rows.append(Row(name=f"({name})", value=one.rate, unit="req/s", note=note))
+    rows.append(Row(name="errors of the simulator in these", value=errors, unit="", promise=0.0, at_most=True))
+    return rows
+
+
+def loaded(traffic: dict[str, Any], url: str, seconds: float) -> Any:
+    """One run of the load generator, which times from the intended send."""
+    import stacks
+    from bench import load
+
+    target = load.Target(url=url, engine="vllm", model="tiny", stream=traffic.pop("stream"))
+    result = load.run(
+        target,
+        stacks.Traffic.model_validate(traffic),
+        load.Settings(runs=1, seconds=seconds),
+        release="sha256:" + "0" * 64,
+        stack="none",
+    )
+    return result.runs[0]
+
+
+def opened(seconds: float) -> list[Row]:
+    """12,400 requests/s whatever the server does."""
+    port = free_port()
+    with running(simulator(port), port, TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_ITL="0") as process:
+        before, begun = spent(process), time.monotonic()
+        traffic = {"arrival": "constant", "requests_per_second": 12_400, "prompt_tokens": 16, "output_tokens": 64}
+        run = loaded(traffic | {"stream": False}, f"http://127.0.0.1:{port}", seconds)
+        cores = (spent(process) - before) / (time.monotonic() - begun)
+    note = "" if run.valid else f"does not count: {run.invalid_because}"
+    name = "open loop of 12,400 req/s, from the intended send"
+    p50, p99 = (run.metrics[f"e2e_p{p}_seconds"] * 1e3 for p in (50, 99))
+    return [
+        Row(name=f"{name}: rate", value=run.metrics["requests_per_second"], unit="req/s", note=note),
+        Row(name="    p50", value=p50, unit="ms", promise=0.2, at_most=True),
+        Row(name="    p99", value=p99, unit="ms", promise=3.0, at_most=True),
+        Row(name="    server", value=cores, unit="cores", promise=0.7, at_most=True),
+        Row(name="    errors", value=run.metrics["error_rate"], unit="", promise=0.0, at_most=True),
+    ]
+
+
+def paced(seconds: float) -> list[Row]:
+    """Streams of 20 ms between tokens: what a token costs, and how true first token and gaps are."""
+    rows = []
+    for users in (500, 2000):
+        port = free_port()
+        with running(simulator(port), port, TOLLGATE_SIM_TTFT="200ms", TOLLGATE_SIM_ITL="20ms") as process:
+            before = spent(process)
+            traffic = {"users": users, "prompt_tokens": 16, "output_tokens": 100, "stream": True}
+            run = loaded(traffic, f"http://127.0.0.1:{port}", max(6.0, seconds))
+            used = spent(process) - before
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        tokens = float(re.findall(r"vllm:generation_tokens_total\{[^}]*\} (\S+)", text)[0])
+        name = f"{users} streams of 20 ms tokens"
+        cost = used / tokens * 1e6
+        rows.append(Row(name=f"{name}: processor time a token", value=cost, unit="us", promise=12.0, at_most=True))
+        note = "" if run.valid else f"does not count: {run.invalid_because}"
+        if users == 500:
+            late = run.metrics["ttft_p50_seconds"] * 1e3 - 200
+            gap = abs(run.metrics["itl_mean_seconds"] / 0.02 - 1) * 100
+            rows.append(
+                Row(name="    first token late by (p50)", value=late, unit="ms", promise=2.0, at_most=True, note=note)
+            )
+            rows.append(Row(name="    gaps off by (mean)", value=gap, unit="%", promise=0.5, at_most=True, note=note))
+    return rows
+
+
+def held(streams: int) -> list[Row]:
+    """So many streams open at once, over several workers and client processes, each of which has its own 127.0.0.x."""
+    limit = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
+    each = 15_000 if limit < 0 else max(500, min(15_000, limit - 2000))
+    parts = -(-streams // each)
+    port = free_port()
+    # All are open before the first token is due.
+    wait = 15 + streams / 1500
+    env = {"TOLLGATE_SIM_TTFT": f"{wait:.0f}s", "TOLLGATE_SIM_ITL": "2s", "TOLLGATE_SIM_WORKERS": str(parts + 1)}
+    words = [sys.executable, str(Path(__file__).with_name("simulator_holder.py")), str(port)]
+    with running(simulator(port), port, core="", **env) as process:
+        time.sleep(1)
+        servers = process.children(recursive=True) or [process]
+        before = sum(one.memory_full_info().uss for one in servers)
+        begun = time.monotonic()
+        clients = []
+        for at in range(parts):
+            part = [*words, f"127.0.1.{at + 1}", str(min(each, streams - at * each))]
+            clients.append(subprocess.Popen(part, stdout=subprocess.PIPE, text=True))
+        for client in clients:
+            assert client.stdout is not None
+            client.stdout.readline()
+        took = time.monotonic() - begun
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        there = float(re.findall(r"vllm:num_requests_running\{[^}]*\} (\S+)", text)[0])
+        memory = sum(one.memory_full_info().uss for one in servers) - before
+        done = sum(int(client.communicate(timeout=wait + 120)[0]) for client in clients)
+    name, note = f"{streams:,} streams: open at once", f"opened in {took:.1f} s"
+    return [
+        Row(name=name, value=there, unit="", promise=streams, note=note),
+        Row(name="    completed", value=done, unit="", promise=streams),
+        Row(name="    server memory each", value=memory / streams / 1000, unit="KB", promise=4.0, at_most=True),
+    ]
+
+
+def started() -> list[Row]:
+    """From the start of the process to the first answer."""
+    times = []
+    for _ in range(7):
+        port = free_port()
+        begun = time.monotonic()
+        with running(simulator(port), port, TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_ITL="0"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
+            times.append(time.monotonic() - begun)
+    return [
+        Row(name="cold start to the first answer", value=statistics.median(times), unit="s", promise=0.3, at_most=True)
+    ]
 
 
 def main() -> None:
-    """Print the table; exit status 1 where any request failed."""
+    """Print the table; exit status 1 where a promise about errors or completion was not kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--peer-python", default="")
+    parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
+    parser.add_argument("--turns", type=int, default=2, help="of each contender")
+    parser.add_argument("--streams", type=int, default=100_000, help="open at once")
+    parser.add_argument("--only", default="start,closed,open,paced,held")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    if not shutil.which("wrk"):
-        raise SystemExit("wrk is not installed; install it to run this benchmark")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        scripts = {}
-        for kind, extra in (("whole", ""), ("stream", ',"stream":true')):
-            scripts[kind] = folder / f"{kind}.lua"
-            scripts[kind].write_text(f"{HEADERS}wrk.body=[[{BODY % ('have', extra)}]]\n")
-        scripts["different"] = folder / "different.lua"
-        body = BODY % ("w%05d", "")
-        scripts["different"].write_text(
-            f"{HEADERS}local n=0\nfunction request() n=n+1 return wrk.format(nil,nil,nil,string.format([[{body}]],n%99991)) end\n"
+        for part in given.only.split(","):
+            if part == "closed":
+                found = closed(given.seconds, given.turns, Path(name))
+            elif part in ("open", "paced"):
+                psutil.Process().cpu_affinity([int(CLIENT)])
+                found = opened(given.seconds) if part == "open" else paced(given.seconds)
+                psutil.Process().cpu_affinity([])
+            else:
+                found = held(given.streams) if part == "held" else started()
+            for row in found:
+                print(row.line(), flush=True)
+            rows += found
+    if given.json:
+        given.json.write_text(
+            json.dumps({"rows": [asdict(row) for row in rows], "load": os.getloadavg()}, indent=1) + "\n"
         )
-        rows: dict[str, tuple[float, float, int]] = {}
-
-        def keep(label: str, found: tuple[float, float, int]) -> None:
-            best = rows.get(label)
-            errors = found[2] + (best[2] if best else 0)
-            rows[label] = (*(found if best is None or found[0] > best[0] else best)[:2], errors)
-
-        at = port()
-        engine = [
-            sys.executable,
-            "-m",
-            "bench.simulator",
-            "vllm",
-            "serve",
-            "tiny",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(at),
-        ]
-        zero = {"TOLLGATE_SIM_TTFT": "0", "TOLLGATE_SIM_ITL": "0", "PATH": "/usr/bin:/bin"}
-        url = f"http://127.0.0.1:{at}/v1/chat/completions"
-        with running(engine, at, **zero):
-            for kind, extra in (("whole", ""), ("stream", ',"stream":true')):
-                request = urllib.request.Request(
-                    url, (BODY % ("have", extra)).encode(), {"Content-Type": "application/json"}
-                )
-                (folder / kind).write_bytes(urllib.request.urlopen(request, timeout=5).read())
-        (folder / "peer.py").write_text(ASGI)
-        for _ in range(2):
-            with running(engine, at, **zero):
-                keep("simulator", wrk(url, scripts["whole"], given.seconds))
-                keep("simulator, every prompt different", wrk(url, scripts["different"], given.seconds))
-                keep("simulator, streamed", wrk(url, scripts["stream"], given.seconds))
-            if given.peer_python:
-                other = port()
-                words = [given.peer_python, "-m", "uvicorn", "peer:app", "--app-dir", name, "--port", str(other)]
-                with running([*words, "--log-level", "warning", "--no-access-log"], other):
-                    keep("uvicorn", wrk(f"http://127.0.0.1:{other}/", scripts["whole"], given.seconds))
-                    keep("uvicorn, streamed", wrk(f"http://127.0.0.1:{other}/", scripts["stream"], given.seconds))
-            if shutil.which("nginx"):
-                other = port()
-                (folder / "nginx.conf").write_text(
-                    f"daemon off; worker_processes 1; pid {name}/pid; error_log /dev/null; events {{}}\n"
-                    f"http {{ access_log off; keepalive_requests 10000000; client_body_temp_path {name}/b;"
-                    f" proxy_temp_path {name}/p;"
-                    f" fastcgi_temp_path {name}/f; uwsgi_temp_path {name}/u; scgi_temp_path {name}/s;\n"
-                    f" server {{ listen 127.0.0.1:{other}; root {name}; }} }}\n"
-                )
-                get = folder / "get.lua"
-                get.write_text("")
-                folder.chmod(0o755)
-                with running(["nginx", "-c", f"{name}/nginx.conf"], other):
-                    keep("nginx, static file", wrk(f"http://127.0.0.1:{other}/whole", get, given.seconds))
-    base = {"whole": rows.get("uvicorn"), "stream": rows.get("uvicorn, streamed")}
-    print(f"{'':36} {'req/s':>9} {'p99 ms':>8} {'errors':>7} {'x uvicorn':>10}")
-    for label, (rate, p99, errors) in rows.items():
-        peer = base["stream" if "streamed" in label else "whole"]
-        ratio = f"{rate / peer[0]:.2f}" if peer else "-"
-        print(f"{label:36} {rate:9.0f} {p99:8.2f} {errors:7d} {ratio:>10}")
-    print(
-        json.dumps(
-            {label: {"rate": rate, "p99_ms": p99, "errors": errors} for label, (rate, p99, errors) in rows.items()}
-        )
-    )
-    raise SystemExit(any(row[2] for row in rows.values()))
+    raise SystemExit(any(row.met is False for row in rows if "errors" in row.name or "completed" in row.name))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Server:
         self.connections: set[Connection | Link] = set()
         # Heads that came before, byte for byte, and what they say: (request, length of its body).
         self.heads: dict[bytes, tuple[Request, int]] = {}
+        self.once: set[int] = set()
         self.epoch = 0
         self.interval = max(0.05, min(5.0, head_seconds / 2, idle_seconds / 2))
         self.head_epochs = max(1, round(head_seconds / self.interval))
@@ -335,6 +336,13 @@ class Connection(asyncio.Protocol):
         at = data.find(b"\r\n\r\n") + 4
         heads = self.server.heads
         if at > MAX_KNOWN_HEAD or not request.keep or request.request_id or len(data) - at != len(request.body):
+            return
+        once, key = self.server.once, hash(data[:at])
+        if key not in once:
+            # Worth it when it comes again.
+            if len(once) >= 4 * MAX_KNOWN_HEADS:
+                once.clear()
+            once.add(key)
             return
         if len(heads) >= MAX_KNOWN_HEADS:
             heads.clear()

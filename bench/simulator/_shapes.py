@@ -45,6 +45,8 @@ class Shapes:
         self._spaced = f'"{name}": "'.encode()
         self._limit = limit
         self._known: dict[tuple[bytes, bytes], Shape] = {}
+        # Hashes of what came once: a shape is worth learning when it comes again.
+        self._once: set[int] = set()
 
     def _start(self, body: bytes) -> int:
         """Where the text begins that varies; 0 where there is none."""
@@ -78,6 +80,9 @@ class Shapes:
         wanted = prepared.ask.max_tokens
         if not start or end <= start or len(body) - (end - start) > _LONGEST or not prepared.fast or wanted is None:
             return
+        key = (body[:start], body[end:])
+        if not self._again(hash(key)):
+            return
         try:
             text = body[start:end].decode("ascii")
             other = orjson.loads(body[:start] + _PROBE + body[end:])
@@ -85,17 +90,23 @@ class Shapes:
             return
         before = ""
         if "messages" in data:
-            place, key = other["messages"][-1], "content"
+            place, member = other["messages"][-1], "content"
             before = "".join(f"{message.get('content') or ''}\n" for message in data["messages"][:-1])
         else:
-            place, key = other, "prompt"
-        if place.get(key) != _PROBE.decode():
+            place, member = other, "prompt"
+        if place.get(member) != _PROBE.decode():
             return
-        place[key] = text
+        place[member] = text
         if other != data:
             return
         if len(self._known) >= _MOST:
             self._known.clear()
-        self._known[body[:start], body[end:]] = Shape(
-            prepared, prepared.prompt - count(text), before, self._limit - wanted
-        )
+        self._known[key] = Shape(prepared, prepared.prompt - count(text), before, self._limit - wanted)
+
+    def _again(self, key: int) -> bool:
+        if key in self._once:
+            return True
+        if len(self._once) >= 4 * _MOST:
+            self._once.clear()
+        self._once.add(key)
+        return False

@@ -34,7 +34,8 @@ def learned(body: bytes, chat: bool) -> Shapes:
     shapes = Shapes("content" if chat else "prompt", LIMIT)
     ask, data = checked(body, chat)
     prepared: Any = SimpleNamespace(fast=ask.plain, prompt=ask.prompts[0], ask=ask)
-    shapes.learn(body, data, prepared)
+    for _ in range(2):
+        shapes.learn(body, data, prepared)
     return shapes
 
 
@@ -117,7 +118,11 @@ def test_the_number_of_shapes_is_bounded() -> None:
         ask, data = checked(body, chat=True)
         prepared: Any = SimpleNamespace(fast=True, prompt=1, ask=ask)
         shapes.learn(body, data, prepared)
+        assert shapes.find(body) is None
+        shapes.learn(body, data, prepared)
+        assert shapes.find(body) is not None
     assert len(shapes._known) <= 256
+    assert len(shapes._once) <= 1024
 
 
 def head(body: bytes, *lines: bytes) -> bytes:
