@@ -117,12 +117,12 @@ def cheapest(search: Search, *, prices: PriceBook | None = None) -> Choice | Non
     return best
 
 
-def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice, ...]:
+def frontier(search: Search, *, prices: PriceBook | None = None, found: Sequence[Choice] = ()) -> tuple[Choice, ...]:
     """The Pareto front of cost against end-to-end latency (p95): nobody in it is beaten on both, and each is at least a
     tenth faster than the cheaper one before it.
 
     Each way is tried from the fewest nodes that carry the traffic up to one replica per user, doubling, and no further
-    than 20 times the cheapest way.
+    than 20 times the cheapest way; `found` (the choices that keep the promise) are tried beside them.
     """
     bare = replace(search, objectives=None)
     starts: list[tuple[float, Way, _Offer, int, int, Station]] = []
@@ -135,7 +135,7 @@ def frontier(search: Search, *, prices: PriceBook | None = None) -> tuple[Choice
             if spans <= most:
                 starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most, station))
     dearest = _DEAREST * min((start[0] for start in starts), default=0.0)
-    points: list[Choice] = []
+    points = [choice for choice in found if math.isfinite(choice.predicted["e2e_p95_seconds"])]
     for cost, way, offer, first, most, station in starts:
         spans = first
         while spans <= most and cost * spans / first <= dearest:

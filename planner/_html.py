@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +24,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; white-space: nowrap; } td:first-child { min-width: 9rem; }
+table:not(.facts) td:not(:first-child) { white-space: nowrap; }
 .facts td:first-child { color: var(--dim); white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .8rem; background: var(--soft); border-radius: 8px; }
@@ -64,7 +66,7 @@ def page(report: Report) -> str:
         parts.append(f"<h2>{escape(title)}</h2>{_table(columns, rows, '')}")
     for title, lines in words.lists:
         if lines:
-            items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+            items = "".join(f"<li>{_prose(line)}</li>" for line in lines)
             parts.append(f"<h2>{escape(title)}</h2><ul>{items}</ul>")
     plan = report.plan
     parts.append(f"<footer>Prices: {escape(plan.price_source)}, {escape(plan.price_as_of)}. Predictions, not")
@@ -182,7 +184,8 @@ def chart(
     ys = [y for line in lines for _, y, _ in line.points] + ([limit] if limit else [])
     low_x, high_x = min(xs), max(xs)
     low_y = min(ys) if log_y else 0.0
-    high_y = max(ys) * (1.0 if log_y else 1.05) or 1.0
+    # Room above a rising line for the words at its end.
+    high_y = max(ys) * (1.0 if log_y else 1.15) or 1.0
 
     def across(x: float) -> float:
         share = 0.5 if high_x == low_x else math.log(x / low_x) / math.log(high_x / low_x)
@@ -206,7 +209,7 @@ def chart(
         body.append(
             f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(limit):.1f}" y2="{up(limit):.1f}"/>'
         )
-        body.append(f'<text x="{_WIDTH - _RIGHT}" y="{up(limit) - 4:.1f}" text-anchor="end">promised</text>')
+        body.append(f'<text x="{_LEFT + 4}" y="{up(limit) - 4:.1f}">promised</text>')
     if here and low_x <= here <= high_x:
         body.append(
             f'<line class="here" x1="{across(here):.1f}" x2="{across(here):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
@@ -242,6 +245,13 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
             for digit in (1, 2, 5)
         ]
         inside = [value for value in found if low * 0.999 <= value <= high * 1.001]
+        if len(inside) < 3:
+            inside = [
+                value
+                for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+                for digit in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+                if low * 0.999 <= (value := digit * 10.0**power) <= high * 1.001
+            ]
         if len(inside) > 7:
             inside = [value for value in inside if f"{value:e}".startswith("1")]
         return inside or [low]
@@ -261,6 +271,11 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], kind: str)
     head = f"<thead><tr>{''.join(f'<th>{escape(name)}</th>' for name in columns)}</tr></thead>" if columns else ""
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+
+
+def _prose(line: str) -> str:
+    """A line with its commands in backquotes set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(line))
 
 
 def _cell(text: str) -> str:

@@ -125,6 +125,7 @@ def _report(
 ) -> Report:
     release = resolve(release)
     times = times or timing(release)
+    found = choices(search, prices=book) if found is None else found
     plan = plan_for(
         release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=times, cap=cap
     )
@@ -146,8 +147,8 @@ def _report(
         promises=_promises(plan, traffic, objectives, times),
         shortage=nearest(plan, release, traffic, objectives, times=times) if objectives else (),
         impossible=_impossible(search, book) if plan.unmet else (),
-        alternatives=_distinct(found if found is not None else choices(search, prices=book)),
-        front=frontier(search, prices=book),
+        alternatives=_distinct(found),
+        front=frontier(search, prices=book, found=found),
         slots_curve=over_slots(plan, release, traffic, objectives, times=times),
         users_curve=over_users(plan, release, traffic, objectives, times=times),
         on_demand_per_hour=nodes * float(price.on_demand),
