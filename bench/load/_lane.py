@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from ._recorder import CUT, OK, pack_row
+from ._recorder import CUT, EMPTY, OK, pack_row
 from ._wire import RETRY_AFTER, TAIL_BYTES, UNKNOWN, Reply
 
 if TYPE_CHECKING:
@@ -267,10 +267,6 @@ class Lane(asyncio.Protocol):
                 times.pop()
         frames, gaps = sum(counts), len(times) - 1
         tokens_out = reply.tokens_out if reply.tokens_out != UNKNOWN else frames
-        # One token without text is the end of an empty answer; more of them are an answer that was not understood.
-        if not times and tokens_out > 1:
-            self._finish(now, "no_tokens")
-            return
         records = self._session.records
         if gaps > 0:
             records.gaps.extend([b - a for a, b in pairwise(times)])
@@ -278,7 +274,7 @@ class Lane(asyncio.Protocol):
         first, last = (times[0], times[-1]) if times else (0.0, 0.0)
         rows = self._rows
         rows += pack_row(
-            self.scheduled, self.sent, first, last, now, reply.tokens_in, tokens_out, frames, max(0, gaps),
+            self.scheduled, self.sent, first, last, now, reply.tokens_in, tokens_out, frames or EMPTY, max(0, gaps),
             frames - gaps - 1 if frames else 0, OK, self.retries, reply.queued, reply.cached,
         )  # fmt: skip
         self._session.finished(self, now, OK)

@@ -23,6 +23,8 @@ _FEWEST = 20
 # Beyond these the client, not the service, made the latency: of one processor core, and of the shortest p95 that is judged.
 _CPU_SHARE, _DELAY_SHARE, _DELAY_SECONDS = 0.95, 0.05, 0.02
 _RISE = 0.15
+# A model may end an answer at once, now and then; a service that sends nothing is fast for no merit of its own.
+_EMPTY = 0.10
 _LATENCIES = ("e2e", "ttft", "itl", "itl_request", "tpot", "queue")
 
 
@@ -106,6 +108,8 @@ def measure(
         if counts["told_in"]:
             metrics["input_tokens_mean"] = counts["tokens_in"] / counts["told_in"]
             metrics["input_tokens_per_second"] = metrics["input_tokens_mean"] * ok / seconds
+        if counts["empty"]:
+            metrics["empty_answer_rate"] = counts["empty"] / ok
         if counts["cached_of"]:
             metrics["prefix_cache_hit_rate"] = counts["cached"] / counts["cached_of"]
         if costs.per_hour_usd is not None and metrics["output_tokens_per_second"] > 0:
@@ -223,6 +227,8 @@ def _invalid(
     if not ok:
         kinds = ", ".join(sorted(part.kinds)) or "nothing was answered"
         return f"no request succeeded ({kinds})"
+    if metrics.get("empty_answer_rate", 0.0) > _EMPTY:
+        return f"not representative: {metrics['empty_answer_rate']:.0%} of the answers had no word in them"
     if "client_limit" in part.kinds:
         return "client-bound: the client could open no more connections"
     limit = max(_DELAY_SECONDS, _DELAY_SHARE * _shortest(metrics, costs.objectives))

@@ -84,6 +84,7 @@ class Prometheus:
     url: str
     namespace: str = ""
     say: Callable[[str], None] = field(default=lambda _: None, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -108,12 +109,18 @@ class Prometheus:
                 if any(value is not None for value in values):
                     found[name] = values
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            self.say(f"no server metrics: {self.url}: {error}")
+            self._once(f"no server metrics: {self.url}: {error}")
             return run
         if not found:
             where = f" in namespace {self.namespace}" if self.namespace else ""
-            self.say(f"no server metrics: {self.url} scrapes no engine{where}")
+            self._once(f"no server metrics: {self.url} scrapes no engine{where}")
         return added(run, found)
+
+    def _once(self, text: str) -> None:
+        """Not after every run."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def _range(self, query: str, start: float, step: float, count: int) -> tuple[float | None, ...]:
         selector = f',namespace="{self.namespace}"' if self.namespace else ""

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 import stacks
 
 from ._histogram import Histogram
-from ._recorder import CUT, OK, Records
+from ._recorder import CUT, EMPTY, OK, Records
 
 Floats = NDArray[np.float64]
 _STEPS, _EARLY = 120, 20
 _COUNTS = (
     "ok", "failed", "cut", "busy_seconds", "tokens_out", "tokens_in", "told_in", "cached", "cached_of", "queued_ns",
-    "queued_of", "kept", "warm_ok", "warm_failed",
+    "queued_of", "kept", "empty", "warm_ok", "warm_failed",
 )  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def part_of(records: Records, span: Span, objectives: stacks.Objectives | None) 
         "queued_ns": float(np.rint(queued * 1e9).sum()),
         "queued_of": float(len(queued)),
         "kept": float(_kept(good, objectives).sum()),
+        "empty": float((good["frames"] == EMPTY).sum()),
         "warm_ok": float((before["status"] == OK).sum()),
         "warm_failed": float((before["status"] != OK).sum()),
     }

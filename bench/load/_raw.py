@@ -89,7 +89,7 @@ def entries(records: Records, run: int, began: float) -> Iterator[dict[str, Any]
             "status": {OK: "ok", CUT: "cut"}.get(status) or records.kinds[status - 1],
             **moments,
             **{name: int(row[name]) if row[name] >= 0 else None for name in _COUNTS},
-            "frames": int(row["frames"]),
+            "frames": max(0, int(row["frames"])),
             "retries": int(row["retries"]),
             "queued": round(queued, 6) if queued == queued else None,
         }

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 OK, CUT = 0, -1
+# Frames of a stream that ended well without a word in it.
+EMPTY = -1
 # scheduled, sent, first token, last token, end; tokens in, tokens out, frames with a token, gaps, zero gaps; status,
 # retries; seconds in the engine's queue, tokens out of its prefix cache.
 _ROW = struct.Struct("=dddddiiiiihhfi")
@@ -40,9 +42,10 @@ pack_row = _ROW.pack
 class Records:
     """What one process saw. All times are of `time.monotonic()`, which all processes of a machine share.
 
-    `rows`: packed, in the order in which requests ended. `first` is 0 where no token came. A row's `gaps` values stand
-    in `gaps` in the same order; `together` counts the tokens that came in one read with the one before.
-    `status`: OK, CUT, or k ≥ 1 for the error `kinds[k-1]`. `queued` is nan and `cached` -1 where the server does not tell.
+    `rows`: packed, in the order in which requests ended. `first` is 0 where no token came, `frames` EMPTY for a stream that
+    ended well without any. A row's `gaps` values stand in `gaps` in the same order; `together` counts the tokens that came
+    in one read with the one before. `status`: OK, CUT, or k ≥ 1 for the error `kinds[k-1]`. `queued` is nan and `cached` -1
+    where the server does not tell.
     """
 
     rows: bytearray = field(default_factory=bytearray)

@@ -13,6 +13,7 @@ from ..results import Run
 # The knee is looked for until its neighbours are within this factor of it.
 _KNEE_RATIO = 1.25
 _KNEE_RUNS = 6
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def holds(run: Run, rate: float, objectives: stacks.Objectives | None) -> str:
     """Why this run shows that `rate` is too much, or nothing. Without objectives, only keeping up counts.
 
     A run in which the latency rises all the time is invalid, and means the same: the service does not keep up. One in
-    which the client was the bottleneck means nothing and raises TollgateError.
+    which the client was the bottleneck means nothing and raises TollgateError (`sweep` has then tried three times).
     """
     if not run.valid:
         if run.invalid_because.startswith("client-bound"):
@@ -84,7 +85,11 @@ def sweep(
 
     def attempt(tried: float) -> bool:
         nonlocal low, high
-        run = measure(tried)
+        for _ in range(_ATTEMPTS):
+            run = measure(tried)
+            # Of a machine that was busy with something else for a moment another try may be good.
+            if not run.invalid_because.startswith("client-bound"):
+                break
         if run.invalid_because.startswith("interrupted"):
             return False
         step = Step(rate=tried, run=run, because=holds(run, tried, objectives))

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from ..results import Analysis, Cell, Forecast, Level
 
@@ -92,7 +92,7 @@ def analyse(
     refused = {level: _refused([s for s in samples if s.level == level]) for level in levels}
     optimal, optimal_confidence = _optimal(levels, pooled.centre, draws, refused)
     scenario, confidence = _scenario(pooled.centre, draws)
-    quantile = float(stats.t.ppf(0.975, pooled.freedom))
+    quantile = _quantile(0.975, pooled.freedom)
     found = []
     for index, level in enumerate(levels):
         own = [sample for sample in samples if sample.level == level]
@@ -151,7 +151,7 @@ def _drift(y: NDArray[np.float64], group: NDArray[np.int64], batch: NDArray[np.f
         return 0.0
     slope = float((centred_x * centred_y).sum()) / spread
     error = math.sqrt(float(((centred_y - slope * centred_x) ** 2).sum()) / spare / spread)
-    significant = abs(slope) > float(stats.t.ppf(0.995, spare)) * error
+    significant = abs(slope) > _quantile(0.995, spare) * error
     return slope if significant and abs(slope) * float(batch.max() - batch.min()) > _NEAR else 0.0
 
 
@@ -168,6 +168,11 @@ def _between(
         q += float((weight * (y[group == g] - mean) ** 2).sum())
         scale += float(weight.sum() - (weight**2).sum() / weight.sum())
     return max(0.0, (q - spare) / scale) if scale > 0 else 0.0
+
+
+def _quantile(share: float, freedom: float) -> float:
+    """Of Student's t. Not by `scipy.stats`, which takes a second to import."""
+    return float(special.stdtrit(freedom, share))
 
 
 def _drawn(pooled: _Pooled, error: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -234,7 +239,7 @@ def _forecasts(
 ) -> tuple[Forecast, ...]:
     """Another batch differs from the mean of those that were measured by tau, besides what the mean is unsure by."""
     error = math.sqrt(float(pooled.error[index]) ** 2 + pooled.tau**2)
-    margin = math.exp(float(stats.t.ppf(0.95, pooled.freedom)) * error)
+    margin = math.exp(_quantile(0.95, pooled.freedom) * error)
     rate = math.exp(float(pooled.centre[index]))
     # The last answers come one latency after the last request was sent.
     tail = max(sample.latency for sample in samples if sample.level == level)

@@ -30,7 +30,7 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:13px
 width:18px;border-top:3px solid;margin-right:.35rem;vertical-align:middle}.key i.dashed{border-top-style:dashed}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}.good{color:var(--good)}.bad{color:var(--bad)}
+th:first-child,td:first-child{text-align:left;white-space:normal}.good{color:var(--good)}.bad{color:var(--bad)}
 .heatmap td,.heatmap th{text-align:center;border:2px solid var(--bg)}.heatmap b,.heatmap small{display:block}
 .heatmap caption{text-align:left;white-space:normal;font-size:.85rem}.heatmap small{color:var(--dim);font-size:.8em}
 .heat{background:color-mix(in srgb,var(--c1) calc(var(--heat)*42%),var(--card))}.heat small{color:var(--fg);opacity:.85}

@@ -17,6 +17,7 @@ ROWS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("output_tokens_per_second", "Tokens out", "/s", True),
     ("input_tokens_per_second", "Tokens in", "/s", None),
     ("error_rate", "Errors", "%", False),
+    ("empty_answer_rate", "Empty answers", "%", False),
     ("goodput", "Goodput", "%", True),
     ("goodput_requests_per_second", "Goodput, requests", "/s", True),
     ("sustained_requests_per_second", "Sustained", "/s", True),

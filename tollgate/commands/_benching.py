@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.console import Console
 
 import stacks
 from bench import job, pods, results
 from bench import load as generator
-from bench import matrix as cells
 from bench import report as reports
 from bench.pods import Kubectl
+
+if TYPE_CHECKING:
+    from bench.matrix import Plan
 
 _ENGINES = ("ollama", "vllm", "openai")
 _ENDPOINTS = ("chat", "generate")
@@ -310,8 +312,10 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def matrix(plan: cells.Plan, path: Path, measuring: Measuring) -> results.Matrix:
+def matrix(plan: Plan, path: Path, measuring: Measuring) -> results.Matrix:
     """Measure what is missing of it, with a live view of each cell; Ctrl-C ends it after what is finished."""
+    from bench import matrix as cells
+
     stopper, console = generator.Stopper(), measuring.console
 
     def cell(batch: int, workers: int) -> results.Result:

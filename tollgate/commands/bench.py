@@ -14,11 +14,13 @@ from rich.text import Text
 
 import stacks
 from bench import load as generator
-from bench import matrix as cells
 from bench import report as reports
 from bench import results
 
 from . import _benching as benching
+
+# At least so many are expected at every rate that --find-limit tries.
+_ANSWERS = 60
 
 
 class _RunByDefault(typer.core.TyperGroup):
@@ -214,7 +216,9 @@ def _limit(
 
     def measure(tried: float) -> results.Run:
         asked = measuring.traffic.model_copy(update={"requests_per_second": tried})
-        once = replace(measuring, traffic=asked, settings=replace(measuring.settings, runs=1))
+        # A slow rate takes longer to be known: fewer than twenty answers say nothing.
+        seconds = max(measuring.settings.seconds, _ANSWERS / tried)
+        once = replace(measuring, traffic=asked, settings=replace(measuring.settings, runs=1, seconds=seconds))
         with reports.live(console) as (progress, _):
             found = once.run(progress=progress) if console.is_terminal else once.run()
         kept.append(found)
@@ -290,6 +294,9 @@ def matrix(
 
     Finished cells are kept in the --json file (with a log beside it), so that the same command goes on where it was ended.
     """
+    # Not at the top: only this command needs what decides, and `bench run` is to send its first request at once.
+    from bench import matrix as cells
+
     stack = stacks.load_stack(name) if name is not None else None
     subject = benching.subject(
         stack, benching.place(url, service, cluster, stack), from_pods=pods > 0, engine=engine, model=model,

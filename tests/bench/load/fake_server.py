@@ -126,7 +126,7 @@ class Server(asyncio.Protocol):
         elif self.url == "/v1/models":
             self.reply(200, {"data": [{"id": "tiny", "max_model_len": 2048}]})
         elif self.url == "/metrics":
-            running = (1 << 20) - Server.free
+            running = a.slots - Server.free
             page = (
                 b'vllm:cache_config_info{num_gpu_blocks="7",engine="0"} 1.0\nvllm:num_requests_running{engine="0"} %d\n'
             )
@@ -192,6 +192,9 @@ class Server(asyncio.Protocol):
         Clock.one.call_at(self.begun + a.ttft + a.itl * self.sent, self.tokens)
 
     def tokens(self):
+        if self.fault == "empty":
+            self.empty()
+            return
         if self.holds and not self.transport.is_closing():
             self.token()
             if self.holds:
@@ -200,6 +203,16 @@ class Server(asyncio.Protocol):
     def frame(self, value):
         line = json.dumps({"model": "tiny", **value}, separators=(",", ":")).encode()
         self.transport.write(chunk(line + b"\n" if self.ollama else b"data: " + line + b"\n\n"))
+
+    def empty(self):
+        """An answer that ends well and has no word in it."""
+        if self.ollama:
+            self.frame({"response": "", "done": True, "done_reason": "stop", **self.usage()})
+        else:
+            self.frame({"choices": [], "usage": self.usage()})
+            self.transport.write(chunk(b"data: [DONE]\n\n"))
+        self.transport.write(b"0\r\n\r\n")
+        self.end()
 
     def word(self, last):
         """One token's frame; made once for all requests, so that 25,000 of them a second are no effort."""

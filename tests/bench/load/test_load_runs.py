@@ -144,6 +144,20 @@ def test_a_stopped_benchmark_keeps_what_it_has_and_says_so(serve: Serve, measure
     assert "ttft_p50_seconds" in run.metrics
 
 
+@pytest.mark.parametrize("engine", ["ollama", "vllm"])
+def test_answers_without_a_word_are_counted_apart_and_many_of_them_make_a_run_invalid(
+    serve: Serve, measured: Measured, engine: str
+) -> None:
+    (run,) = measured(serve("--ttft", 0.02, "--fault", "empty", "--every", 20), engine, output_tokens=2.0).runs
+    consistent(run)
+    assert run.valid, run.invalid_because
+    assert run.failed == 0
+    assert run.metrics["empty_answer_rate"] == pytest.approx(0.05, abs=0.02)
+    assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.004)
+    (run,) = measured(serve("--ttft", 0.02, "--fault", "empty", "--every", 2), engine, output_tokens=2.0).runs
+    assert "of the answers had no word in them" in run.invalid_because
+
+
 def test_progress_tells_phase_rate_and_time_left(serve: Serve, measured: Measured) -> None:
     seen: list[Progress] = []
     measured(serve("--ttft", 0.05), progress=seen.append, runs=2)

@@ -1,0 +1,144 @@
+"""The matrix and the choice of slots on the real Ollama: `python benchmarks/ollama_matrix.py [--json FOLDER]`.
+
+The tiny random model on this machine's processors: queueing, slots and batching are Ollama's own, what a token costs is not
+what it costs on a GPU. Needs `tollgate tools build --with ollama`; says so and ends well where it has not been built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import stacks
+from bench import load, matrix, report, results
+from local import tiny, tools
+
+SLOTS = (1, 2, 4, 8)
+
+
+@contextmanager
+def ollama(program: Path, slots: int, folder: Path) -> Iterator[str]:
+    """The real server with so many slots and the tiny model loaded; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": str(slots), "HOME": str(folder),
+        "OLLAMA_MODELS": str(folder / "models"), "OLLAMA_KEEP_ALIVE": "-1", "OLLAMA_CONTEXT_LENGTH": "512",
+        "OLLAMA_MAX_QUEUE": "512",
+    }  # fmt: skip
+    with (folder / f"serve-{slots}.log").open("wb") as log:
+        process = subprocess.Popen([program, "serve"], env=environment, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        if not (folder / "tiny.gguf").exists():
+            tiny.write(folder / "tiny.gguf")
+            # One thread: several wait for each other in turns, which on a shared machine is what would be measured.
+            (folder / "Modelfile").write_text(f"FROM {folder / 'tiny.gguf'}\nPARAMETER num_thread 1\n")
+            create = [program, "create", tiny.NAME, "-f", str(folder / "Modelfile")]
+            subprocess.run(create, env=environment, check=True, capture_output=True, timeout=60)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def measured(url: str, slots: int, given: argparse.Namespace, path: Path) -> results.Matrix:
+    """One matrix, of Ollama with that many slots."""
+    target = load.Target(url=url, engine="ollama", model=tiny.NAME)
+    lengths = {"prompt_tokens": stacks.Tokens(mean=16), "output_tokens": stacks.Tokens(mean=16)}
+
+    def cell(batch: int, workers: int) -> results.Result:
+        return load.run(
+            target, stacks.Traffic(users=workers, **lengths), load.Settings(runs=1, max_seconds=given.cell_seconds),
+            release=stacks.digest({"slots": slots}), stack="none", scenario=load.Scenario(requests=batch),
+        )  # fmt: skip
+
+    plan = matrix.Plan(
+        batches=given.batches,
+        workers=given.workers,
+        forecasts=(50_000, 170_000),
+        subject={"slots": slots, "url": "ollama"},
+    )
+    return matrix.measure(
+        plan, path, cell, stack=f"ollama-{slots}", release=stacks.digest({"slots": slots}),
+        traffic=stacks.Traffic(users=1, **lengths), say=lambda text: print(f"  {slots} slots {text}", flush=True),
+    )  # fmt: skip
+
+
+def chosen(found: dict[int, results.Matrix]) -> results.Analysis | None:
+    """Which number of slots is best: all cells with more workers than slots, as `tollgate tune` would see them."""
+    samples = []
+    for slots, one in found.items():
+        for cell in one.cells:
+            sample = matrix.sample_of(cell)
+            if sample is not None and cell.workers >= max(found):
+                samples.append(matrix.Sample(**{**sample.__dict__, "level": slots}))
+    return matrix.analyse(samples, what="slots")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def main() -> None:
+    """Print a matrix for each number of slots, and which number is best."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batches", type=numbers, default=(60, 120, 240))
+    parser.add_argument("--workers", type=numbers, default=(1, 2, 4, 8, 16))
+    parser.add_argument("--cell-seconds", type=float, default=30.0)
+    parser.add_argument("--json", type=Path, help="a folder for the matrices; what is there is gone on with")
+    given = parser.parse_args()
+    try:
+        program = tools.path("ollama").resolve()
+    except stacks.TollgateError as error:
+        print(f"not measured: {error}")
+        return
+    found: dict[int, results.Matrix] = {}
+    with tempfile.TemporaryDirectory() as name:
+        kept = given.json or Path(name)
+        kept.mkdir(parents=True, exist_ok=True)
+        for slots in SLOTS:
+            with ollama(program, slots, Path(name)) as url:
+                found[slots] = measured(url, slots, given, kept / f"slots-{slots}.json")
+    for slots, one in found.items():
+        print(f"\n### OLLAMA_NUM_PARALLEL={slots}\n\n{report.matrix_markdown(one)}")
+    best = chosen(found)
+    if best is not None:
+        print(f"### Slots\n\nOver all batches with at least {max(SLOTS)} workers:\n")
+        print("| slots | requests/s | 95 % | p95 end to end |\n|---|---|---|---|")
+        for level in best.levels:
+            print(
+                f"| {level.workers} | {level.requests_per_second:.3g} | {level.low:.3g} to {level.high:.3g} | "
+                f"{level.e2e_p95_seconds or 0:.2f} s |"
+            )
+        print(
+            f"\nBest: {best.optimal_workers} ({best.optimal_confidence:.0%} sure that it is within 10 % of the best)."
+        )
+    if given.json:
+        (given.json / "report.html").write_text(report.html([], matrices=list(found.values())))
+
+
+if __name__ == "__main__":
+    main()
