@@ -1,7 +1,7 @@
 """AIConfigurator as the latency source: measured kernels of A100, H100 and H200, where its program is installed.
 
-It is not a dependency: `aiconfigurator` is looked for on PATH (`pip install aiconfigurator`, several hundred MB, in an
-environment of its own) and asked for a handful of steps, through which the linear form of `Timing` is laid.
+It is an optional dependency (`pip install 'tollgate[aiconfigurator]'`, several hundred MB; or `aiconfigurator` in an environment
+of its own, on PATH): its program is asked for a handful of steps, through which the linear form of `Timing` is laid.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 from stacks import InputError, Release, TollgateError
 
@@ -47,19 +49,19 @@ def aiconfigurator_timing(release: Release, *, program: str | None = None) -> Ti
     gpu = catalog().gpu(release.accelerator.gpu)
     model = catalog().model(release.model)
     quantization = catalog().quantization(release.quantization)
-    found = program or shutil.which("aiconfigurator")
+    found = program or _program()
     for where, got, allowed in (
         ("engine", release.engine if release.engine != "vllm" else "", "vllm"),
         ("accelerator.gpu", gpu.id if gpu.id not in _SYSTEMS else "", ", ".join(_SYSTEMS)),
         ("accelerator.mig_profile", release.accelerator.mig_profile or "", "whole GPUs"),
         ("model", model.id if model.id not in _MODELS else "", ", ".join(_MODELS)),
-        ("aiconfigurator", "" if found else "not on PATH", "the program `aiconfigurator`"),
+        ("aiconfigurator", "" if found else "not installed", "the program `aiconfigurator`, on PATH or beside Python"),
     ):
         if got:
             fix = (
-                "leave AIConfigurator out"
+                "leave --aiconfigurator out: the planner's own model covers it"
                 if where != "aiconfigurator"
-                else "pip install aiconfigurator, in its own environment"
+                else "pip install 'tollgate[aiconfigurator]', or leave --aiconfigurator out"
             )
             raise InputError(where=where, got=got, allowed=f"{allowed} (AIConfigurator)", fix=fix)
     fixed = [
@@ -96,6 +98,11 @@ def aiconfigurator_timing(release: Release, *, program: str | None = None) -> Ti
         prefill_per_token_squared=0.0,
         stages=1,
     )
+
+
+def _program() -> str | None:
+    beside = Path(sys.executable).with_name("aiconfigurator")
+    return shutil.which("aiconfigurator") or (str(beside) if beside.is_file() else None)
 
 
 def _ask(fixed: list[str], mode: str, prompt: int, batch: int, word: str) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import planner
+import tollgate.__main__ as command_line
 from stacks import InputError, Release, TollgateError, load_release
 
 STAND_IN = """#!{python}
@@ -67,3 +70,34 @@ def test_an_answer_without_numbers_is_said(tmp_path: Path) -> None:
     path.chmod(0o755)
     with pytest.raises(TollgateError, match="no data for this"):
         planner.aiconfigurator_timing(release(), program=str(path))
+
+
+def test_where_it_is_not_installed_the_error_says_how_to_install_it_or_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(InputError, match="tollgate\\[aiconfigurator\\]") as caught:
+        planner.aiconfigurator_timing(release())
+    assert "not installed" in caught.value.got
+
+
+def test_the_command_line_plans_with_it(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "project" / "stacks"
+    (folder / "releases").mkdir(parents=True)
+    (folder.parent / "Pulumi.yaml").write_text("name: tollgate\nruntime: python\n")
+    (folder / "releases" / "big.yaml").write_text(
+        json.dumps(release(parallelism={"slots": 64}).model_dump(mode="json", exclude={"name"}))
+    )
+    (folder / "Pulumi.one.yaml").write_text(
+        "config:\n  tollgate:target: local\n  tollgate:release: big\n"
+        "  tollgate:fleet: {machine_type: a3-highgpu-8g, nodes: {min: 1, max: 1}}\n"
+        "  tollgate:traffic: {arrival: closed, users: 64, prompt_tokens: 128, output_tokens: 128}\n"
+        "  tollgate:objectives: {e2e_p95_seconds: 60}\n"
+    )
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("PATH", str(Path(program).parent))
+    done = CliRunner().invoke(command_line.app, ["plan", "one", "--aiconfigurator", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    step = json.loads(done.stdout)["plan"]["predicted"]["itl_mean_seconds"]
+    assert step == pytest.approx((6.0 + 8 * (0.02 + 192 * 0.00004)) / 1e3, rel=0.3)

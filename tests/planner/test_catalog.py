@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import planner
-from planner import _catalog, _memory, _schema
-from stacks import InputError
+from planner import _catalog, _memory, _queueing, _schema
+from stacks import InputError, Objectives, Tokens, Traffic
 
 
 def test_the_compiled_catalog_is_what_the_yaml_says() -> None:
@@ -127,3 +128,33 @@ def test_a_latency_is_had_without_pydantic_yaml_or_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_imports_no_other_room_and_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom tollgate.__main__ import app\n"
+        "done = CliRunner().invoke(app, ['plan', '--model', 'gemma3:4b', '--users', '50', '--latency', '5'])\n"
+        "assert done.exit_code == 0, done.output\n"
+        "heavy = ('numpy', 'scipy', 'pandas', 'httpx2', 'pulumi', 'cryptography', 'jinja2', 'gate', 'bench', 'values', 'local')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_whole_catalog_is_planned_by_few_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 100 ms allow, counted so that a busy machine cannot hide it: a prediction takes about 20 microseconds."""
+    count = 0
+    predict = _queueing.Station.predict
+
+    def counted(self: _queueing.Station, *arguments: Any) -> planner.Prediction:
+        nonlocal count
+        count += 1
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(_queueing.Station, "predict", counted)
+    traffic = Traffic(users=1000, prompt_tokens=Tokens(mean=128), output_tokens=Tokens(mean=128))
+    for name in planner.catalog().models:
+        search = planner.Search(model=name, traffic=traffic, objectives=Objectives(e2e_p95_seconds=3.0))
+        assert planner.cheapest(search) is not None
+    assert count < 1500
