@@ -14,7 +14,7 @@ import pulumi_kubernetes as k8s
 import stacks
 
 from ._base import Component
-from .cluster import Cluster
+from .cluster import Cluster, Inherited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class QueueAutoscaler(Component):
         self,
         name: str,
         args: QueueAutoscalerArgs,
-        cluster: Cluster,
+        cluster: Cluster | Inherited,
         engine: pulumi.Resource,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:

@@ -37,6 +37,15 @@ class ClusterArgs:
     gcs: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inherited:
+    """Somebody else's cluster: its provider is the one that the parent was given. `name`: GKE's name of it, for pools."""
+
+    name: pulumi.Input[str] = ""
+    provider: None = None
+    node_account: None = None
+
+
 class Cluster(Component):
     """Attributes: `provider`, which everything inside the cluster uses; `name`, an Output on GKE; `node_account`, the Google
     service account of its nodes (GKE that this stack made); `ready`, what has to exist before anything runs there."""

@@ -17,7 +17,7 @@ import stacks
 from values import COMPUTE_CLASS, POOL_LABEL
 
 from ._base import Component, fit
-from .cluster import Cluster
+from .cluster import Cluster, Inherited
 
 # GKE's own limit.
 _POOL_NAME = 40
@@ -48,7 +48,7 @@ class GpuPool(Component):
     compute_class: k8s.apiextensions.CustomResource | None
 
     def __init__(
-        self, name: str, args: GpuPoolArgs, cluster: Cluster, opts: pulumi.ResourceOptions | None = None
+        self, name: str, args: GpuPoolArgs, cluster: Cluster | Inherited, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         fleet = args.fleet
         facts = {
@@ -74,7 +74,7 @@ class GpuPool(Component):
                 self.compute_class = self._order(name, args, cluster)
         self.register_outputs({"nodes": fleet.nodes.max if args.target == "local" else None})
 
-    def _node(self, args: GpuPoolArgs, cluster: Cluster, index: int) -> k8s.core.v1.Node:
+    def _node(self, args: GpuPoolArgs, cluster: Cluster | Inherited, index: int) -> k8s.core.v1.Node:
         fleet = args.fleet
         machine = planner.catalog().machines[fleet.machine_type]
         node = fit(f"{args.pool}-{args.accelerator.gpu.removeprefix('nvidia-')}-{index:03d}", 63)
@@ -121,7 +121,7 @@ class GpuPool(Component):
             opts=self._child(provider=cluster.provider, ignore_changes=["spec"]),
         )
 
-    def _gke(self, name: str, args: GpuPoolArgs, cluster: Cluster, *, spot: bool) -> Any:
+    def _gke(self, name: str, args: GpuPoolArgs, cluster: Cluster | Inherited, *, spot: bool) -> Any:
         # Imported here: loading the Google Cloud SDK takes half a second that other targets need not pay.
         from pulumi_gcp import container
 
@@ -163,7 +163,7 @@ class GpuPool(Component):
             ),
         )
 
-    def _order(self, name: str, args: GpuPoolArgs, cluster: Cluster) -> k8s.apiextensions.CustomResource:
+    def _order(self, name: str, args: GpuPoolArgs, cluster: Cluster | Inherited) -> k8s.apiextensions.CustomResource:
         """Spot first, on demand where there is none, and back as soon as there is some again."""
         pools = [fit(args.pool, _POOL_NAME), fit(f"{args.pool}-on-demand", _POOL_NAME)]
         return k8s.apiextensions.CustomResource(
@@ -180,7 +180,7 @@ class GpuPool(Component):
         )
 
 
-def _node_config(args: GpuPoolArgs, cluster: Cluster, *, spot: bool) -> dict[str, Any]:
+def _node_config(args: GpuPoolArgs, cluster: Cluster | Inherited, *, spot: bool) -> dict[str, Any]:
     fleet, accelerator = args.fleet, args.accelerator
     machine = planner.catalog().machines[fleet.machine_type]
     operated = accelerator.mig_profile is not None and fleet.mig == "operator"

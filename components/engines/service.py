@@ -17,7 +17,7 @@ import pulumi_kubernetes as k8s
 from values import UpstreamChart
 
 from .._base import Component
-from ..cluster import Cluster
+from ..cluster import Cluster, Inherited
 
 ENGINE_NAME = "engine"
 
@@ -26,7 +26,8 @@ ENGINE_NAME = "engine"
 class EngineArgs:
     """`chart`: folder of ours, or an upstream one. `values`: rendered for this stack. `wait_seconds`: until all are ready.
 
-    `service`: the name of the Helm release and of the Service; a second release of the stack has another.
+    `root`: the program's folder, if the chart lies in it. `service`: the name of the Helm release and of the Service; a
+    second release of the stack has another.
     """
 
     namespace: pulumi.Input[str]
@@ -34,7 +35,7 @@ class EngineArgs:
     values: Mapping[str, Any]
     release_digest: str
     wait_seconds: int
-    root: Path
+    root: Path | None
     service: str = ENGINE_NAME
 
 
@@ -58,7 +59,7 @@ class EngineService(Component):
         self,
         name: str,
         args: EngineArgs,
-        cluster: Cluster,
+        cluster: Cluster | Inherited,
         depends_on: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -85,5 +86,5 @@ class EngineService(Component):
     upstream_service: ClassVar[str] = ""
 
 
-def _relative(chart: Path, root: Path) -> str:
-    return f"./{chart.relative_to(root)}" if chart.is_relative_to(root) else str(chart)
+def _relative(chart: Path, root: Path | None) -> str:
+    return f"./{chart.relative_to(root)}" if root is not None and chart.is_relative_to(root) else str(chart)
