@@ -9,22 +9,23 @@ consistent, and what it does not say was not answered.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 import psutil
 
 import stacks
 
-from ._database import Database, Postgres, Row, Sqlite, stands_twice
+from ._database import Database, DatabaseTrouble, Postgres, Row, Sqlite, stands_twice
 from ._formats import BadRow
 from ._model import Block, Counts, Info, Input, Item, Outcome, RunnerReport, State, Strike
 
@@ -51,6 +52,25 @@ _INDEXES = (
     "CREATE UNIQUE INDEX item_custom_id ON item (custom_id)",
     "CREATE INDEX block_open ON block (first) WHERE done = 0",
 )
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _patiently(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Once or twice more where the database had a moment of trouble: a connection that broke is noticed by using it."""
+
+    @functools.wraps(method)
+    def tried(*given: _P.args, **named: _P.kwargs) -> _T:
+        for pause in (0.1, 1.0):
+            try:
+                return method(*given, **named)
+            except DatabaseTrouble:
+                time.sleep(pause)
+        return method(*given, **named)
+
+    return tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +182,14 @@ class Queue:
             inputs -= len(items)
         return taken
 
+    @_patiently
     def release(self, owner: str) -> None:
         """Give back what that runner holds, so that nobody waits for its leases to expire."""
         with self.database.transaction():
             self.database.run("UPDATE block SET owner = NULL WHERE owner = ? AND done = 0", (owner,))
             self.database.run("DELETE FROM runner WHERE owner = ?", (owner,))
 
+    @_patiently
     def release_dead(self) -> list[str]:
         """Give back what runners of this machine hold that are no more: a lease need not expire where death is certain."""
         owners = self.database.run("SELECT DISTINCT owner FROM block WHERE done = 0 AND owner IS NOT NULL")
@@ -179,6 +201,7 @@ class Queue:
 
     # --- for people
 
+    @_patiently
     def info(self) -> Info:
         """The batch itself."""
         row = self.database.run("SELECT id, state, total, created, ended, busy, reason, settings FROM batch")[0]
@@ -187,6 +210,7 @@ class Queue:
             settings=orjson.loads(row[7]),
         )  # fmt: skip
 
+    @_patiently
     def counts(self) -> Counts:
         """How far it is; exact, in time that does not grow with what is done."""
         closed = "SELECT sum(ok), sum(failed), sum(tokens_in), sum(tokens_out) FROM block WHERE done = 1"
@@ -201,6 +225,7 @@ class Queue:
         ok, failed, into, out = (sum(int(part[i] or 0) for part in parts) for i in range(4))
         return Counts(total=int(total), ok=ok, failed=failed, tokens_in=into, tokens_out=out)
 
+    @_patiently
     def runners(self) -> list[RunnerReport]:
         """Who works on it, or did until it was killed."""
         rows = self.database.run(f"SELECT owner, {self.database.now} - seen, report FROM runner ORDER BY owner")
@@ -211,6 +236,7 @@ class Queue:
             found.append(RunnerReport(owner=owner, seen=ago, alive=alive, report=orjson.loads(report)))
         return found
 
+    @_patiently
     def set_state(self, state: State, *, reason: str = "", only: Sequence[State] = ("running", "paused")) -> bool:
         """Change it where it is one of `only`; whether that was so. Runners see it within a second."""
         marks = ",".join("?" * len(only))
@@ -221,6 +247,7 @@ class Queue:
         )
         return bool(rows)
 
+    @_patiently
     def reopen_failed(self) -> int:
         """Forget the failures, so that those inputs are asked again; how many there were. Raises TollgateError while a runner
         is at work, which would not learn of it."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,11 +130,12 @@ def postgres() -> Iterator[str]:
             if ready.returncode == 0:
                 break
             assert server.poll() is None, "PostgreSQL did not start"
-            __import__("time").sleep(0.05)
+            time.sleep(0.05)
         else:
             raise AssertionError("PostgreSQL did not answer within 10 s")
         yield f"postgresql://tollgate@/postgres?host={home}"
     finally:
-        server.terminate()
+        # Fast: whoever is still connected is cut off.
+        server.send_signal(signal.SIGINT)
         server.wait(20)
         shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""The same queue in a real PostgreSQL: many runners, one of them killed, the server gone for a moment."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import stacks
+from bench import batch
+from bench.batch import _queue
+
+from .test_batch_survives import UNSETTLED, lines, start
+
+
+@pytest.fixture(autouse=True)
+def cleaned(postgres: str) -> Iterator[None]:
+    yield
+    for name in batch.ids(postgres):
+        batch.remove(postgres, name)
+
+
+def test_three_runners_one_killed_share_a_batch(
+    postgres: str, submit: Callable[..., batch.Queue], serve: Callable[..., Any], outputs: Any, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    server = serve(delay=0.02, log=log)
+    queue = submit(2000, store=postgres)
+    runners: list[subprocess.Popen[str]] = [start(postgres, queue.id, server.url) for _ in range(3)]
+    while len(lines(log)) < 500:
+        time.sleep(0.01)
+    runners[0].kill()
+    runners[0].communicate()
+    for process in runners[1:]:
+        out, err = process.communicate(timeout=60)
+        assert out.split() == ["done", "2000", "0"], err
+    good, bad = outputs(queue)
+    assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(2000)], [])
+    asked = Counter(lines(log))
+    assert sum(asked.values()) - 2000 <= UNSETTLED
+
+
+def test_a_runner_of_another_machine_loses_its_leases_by_time(
+    postgres: str, submit: Callable[..., batch.Queue], serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_queue, "LEASE_SECONDS", 2.0)
+    queue = submit(40, store=postgres)
+    taken = queue.step("elsewhere.1/7/1.00/x", _queue.Step(claim=15, report={}))
+    held = sum(len(items) for _, items in taken.blocks)
+    assert held >= 15
+    assert [runner.alive for runner in queue.runners()] == [True]
+    endpoint = batch.EndpointSettings(url=serve(delay=0.001).url, slots=4, fixed=True)
+    begun = time.monotonic()
+    ending = batch.run(queue, [endpoint], signals=False)
+    assert (ending.state, ending.counts.ok) == ("done", 40)
+    assert time.monotonic() - begun > 1.0, "took what somebody still held"
+
+
+def test_connections_that_break_are_made_anew(
+    postgres: str, submit: Callable[..., batch.Queue], serve: Callable[..., Any]
+) -> None:
+    queue = submit(2000, store=postgres)
+    cuts: list[int] = []
+
+    def cut() -> None:
+        for _ in range(4):
+            time.sleep(0.4)
+            with psycopg.connect(postgres) as other:
+                rows = other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tollgate batch'"
+                )
+                cuts.append(len(rows.fetchall()))
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    endpoint = batch.EndpointSettings(url=serve(delay=0.01).url, slots=8, fixed=True)
+    ending = batch.run(queue, [endpoint], signals=False)
+    thread.join()
+    assert (ending.state, ending.counts.ok) == ("done", 2000)
+    assert sum(cuts) >= 2
+
+
+def test_a_custom_id_that_stands_there_twice_is_named_and_leaves_nothing(
+    postgres: str, submit: Callable[..., batch.Queue]
+) -> None:
+    with pytest.raises(stacks.InputError) as found:
+        submit(["a", "b", "a"], store=postgres)
+    assert "'a' twice" in found.value.got
+    assert batch.ids(postgres) == []
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so() -> None:
+    with pytest.raises(stacks.TollgateError, match="PostgreSQL"):
+        batch.ids("postgresql://nobody@127.0.0.1:1/none")
