@@ -71,21 +71,28 @@ def demo(
 
 def _tell(story: _Story) -> None:
     root = story.root
+    with story.console.status("starting the embedded cluster"):
+        found = cluster.up(NAME)
+    # Without root this starts the command again, inside the cluster's network: nothing is told before.
+    found.enter()
+    env = found.environment(root)
+    with story.step("The embedded cluster: a real control plane on this machine"):
+        story.say(f"up in {cluster.status(NAME).ready_after or 0:.1f} s: {found.api_url}")
+        making = {
+            f"init-{stack}": _start(story, env, "stack", "init", stack, log=f"init-{stack}")
+            for stack in ("local-dev", "local-prod")
+        }
     with story.step("Plan: 50 users of Gemma 3 4B by Ollama on L4, 8 slots each"):
         _plan(story)
     with story.step("Preview: what that costs"):
         previews.show(previews.collect(root, ["local-dev"], None), None, previews.book(), story.console)
-    with story.step("The embedded cluster: a real control plane on this machine"):
-        began = time.monotonic()
-        found = cluster.up(NAME)
-        found.enter()
-        env = found.environment(root)
-        story.say(f"up in {time.monotonic() - began:.1f} s: {found.api_url}")
-        for stack in ("local-dev", "local-prod"):
-            _pulumi(story, env, "stack", "init", stack)
     with story.step("pulumi up -s local-dev: ten GPU nodes, the engine, then the benchmark as its users would load it"):
+        for log, process in making.items():
+            _finish(story, process, log)
         _up(story, env, "local-dev")
         _verdict(story, "8 slots on local-dev")
+    # The good release has been measured; its stack makes room while production is deployed.
+    leaving = _start(story, env, "destroy", "-s", "local-dev", "--yes", "--skip-preview", log="destroy")
     with story.step("pulumi preview -s local-prod: closed, because nothing was promoted"):
         refusal = _pulumi(story, env, "preview", "-s", "local-prod", fails=True)
         story.say(_refusal(refusal), "yellow")
@@ -93,8 +100,6 @@ def _tell(story: _Story) -> None:
         admission, _ = _promote(root)
         assert admission.verdict is not None
         story.say(gate.table(admission.verdict))
-        # The good release has been measured; its stack makes room while production is deployed.
-        leaving = _start(story, env, "destroy", "-s", "local-dev", "--yes", "--skip-preview", log="destroy")
         production = _start(story, env, "up", "-s", "local-prod", "--yes", "--skip-preview", log="up-local-prod")
         _finish(story, leaving, "destroy")
     with story.step("The same with 1 slot, Ollama's default: measured, and refused"):
