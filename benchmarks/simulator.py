@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -299,6 +300,53 @@ def paced(seconds: float) -> list[Row]:
     return rows
 
 
+def hold(port: int, address: str, streams: int) -> None:
+    """The client of `held`: opens streams from one source address and reads them to their end.
+
+    Prints one line when all are open and their requests sent, and then how many came to their end.
+    """
+    body = (BODY % ("have", ',"stream":true')).replace(":64,", ":4,").encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    selector = selectors.EpollSelector()
+    opened = []
+    for at in range(streams):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.bind((address, 0))
+        for attempt in range(50):
+            try:
+                sock.connect(("127.0.0.1", port))
+                break
+            except OSError:
+                time.sleep(0.02 * (attempt + 1))
+        sock.sendall(request)
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ)
+        opened.append(sock)
+        if at % 500 == 499:
+            time.sleep(0.01)
+    print("open", flush=True)
+    tails = dict.fromkeys((sock.fileno() for sock in opened), b"")
+    done, left = 0, len(opened)
+    deadline = time.monotonic() + 300
+    while left and time.monotonic() < deadline:
+        for key, _ in selector.select(timeout=5):
+            sock = key.fileobj
+            assert isinstance(sock, socket.socket)
+            data = b""
+            with contextlib.suppress(OSError):
+                data = sock.recv(65536)
+            tail = tails[key.fd] = (tails[key.fd] + data)[-32:]
+            ended = tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+            if ended or not data:
+                done += ended
+                left -= 1
+                selector.unregister(sock)
+                sock.close()
+    print(done, flush=True)
+
+
 def held(streams: int) -> list[Row]:
     """So many streams open at once, over several workers and client processes, each of which has its own 127.0.0.x."""
     limit = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
@@ -306,9 +354,9 @@ def held(streams: int) -> list[Row]:
     parts = -(-streams // each)
     port = free_port()
     # All are open before the first token is due.
-    wait = 15 + streams / 1500
+    wait = 20 + streams / 1000
     env = {"TOLLGATE_SIM_TTFT": f"{wait:.0f}s", "TOLLGATE_SIM_ITL": "2s", "TOLLGATE_SIM_WORKERS": str(parts + 1)}
-    words = [sys.executable, str(Path(__file__).with_name("simulator_holder.py")), str(port)]
+    words = [sys.executable, __file__, "--hold", str(port)]
     with running(simulator(port), port, core="", **env) as process:
         time.sleep(1)
         servers = process.children(recursive=True) or [process]
@@ -356,7 +404,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=100_000, help="open at once")
     parser.add_argument("--only", default="start,closed,open,paced,held")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--hold", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.hold:
+        hold(int(given.hold[0]), given.hold[1], int(given.hold[2]))
+        return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         for part in given.only.split(","):

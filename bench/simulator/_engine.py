@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable
 
 from ._options import Engine as EngineOptions
-from ._scheduler import Scheduler, Sequence, clock
+from ._scheduler import NOBODY, Scheduler, Sequence, clock
 from ._share import BLOCKS, CONTEXT, DECODING, PREFILLING
 from ._stats import Stats
 from ._timing import Timing
@@ -227,6 +227,7 @@ class BatchEngine(Scheduler):
         seq.state = 2
         self.stats.finished(seq)
         seq.sink.on_finish(seq)
+        seq.sink = NOBODY
 
     # The KV cache: counted in blocks, not held.
 

@@ -190,8 +190,6 @@ class Connection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         if not self.server.joined(self):
             self.refuse(503, "too many connections")
-            return
-        self._parser = httptools.HttpRequestParser(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.connections.discard(self)
@@ -205,7 +203,7 @@ class Connection(asyncio.Protocol):
             work.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.closing or self._refusal or self._parser is None:
+        if self.closing or self._refusal:
             return
         fresh = not (self.partial or self._inbox)
         if fresh and self.busy is None:
@@ -226,8 +224,12 @@ class Connection(asyncio.Protocol):
             self.epoch = self.server.epoch
         if not self._method:
             self._raw += len(data)
+        parser = self._parser
+        if parser is None:
+            # Not before it is needed: it is a third of what a connection takes.
+            parser = self._parser = httptools.HttpRequestParser(self)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # An offer to speak something else (h2c, websocket) is declined by answering in HTTP/1.1.
             self._parser = httptools.HttpRequestParser(self)

@@ -182,8 +182,8 @@ class Library:
             self._begin(model, None)
 
     def busy(self) -> bool:
-        """Whether any request waits for a model or for tokens."""
-        return any(m.loading or (m.loaded and m.scheduler.busy) for m in self.models.values())
+        """Whether any request waits for a model or for tokens, in this worker or another."""
+        return any(m.loading or (m.loaded and m.scheduler.everywhere) for m in self.models.values())
 
     def pull(self, name: str, report: Report) -> None:
         """Fetch a model: `report` gets each line of progress, the last with True. Takes `PULL_SECONDS`."""

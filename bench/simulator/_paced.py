@@ -12,12 +12,13 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from ._options import Engine as EngineOptions
-from ._scheduler import Scheduler, Sequence, clock
+from ._scheduler import NOBODY, Scheduler, Sequence, clock
 from ._stats import Stats
 
 _TICKS = 1000.0
 # Added before rounding a time up to a tick: a due time that lies on one is not pushed to the next by its last bit.
 _BIT = 1e-6
+_TURN = 0.005
 
 
 class PacedEngine(Scheduler):
@@ -113,7 +114,8 @@ class PacedEngine(Scheduler):
         # Nothing is armed while tokens go out: their next due times are all later, and one call at the end finds the first.
         self._timer_tick = 0
         heap, buckets = self._heap, self._buckets
-        now = clock() * _TICKS + 0.6
+        begun = clock()
+        now = begun * _TICKS + 0.6
         while heap and heap[0] <= now:
             bucket = buckets.pop(heappop(heap))
             if self._even:
@@ -122,6 +124,8 @@ class PacedEngine(Scheduler):
                 for seq in bucket:
                     if seq.state == 1:
                         self._token(seq)
+            if clock() - begun > _TURN:
+                break  # more is asked than can be made: others get their turn too
         self._timer = None
         if heap:
             self._arm(heap[0])
@@ -165,6 +169,7 @@ class PacedEngine(Scheduler):
             seq.state = 2
             self.stats.finished(seq)
             seq.sink.on_finish(seq)
+            seq.sink = NOBODY
             self._after()
             return
         if seq.streams:

@@ -28,6 +28,16 @@ class Sink(Protocol):
         """The last token is ready."""
 
 
+class _Nobody:
+    def on_token(self, seq: Sequence) -> None: ...
+
+    def on_finish(self, seq: Sequence) -> None: ...
+
+
+# The sink of a sequence that is over: sink and sequence know each other, and would else wait for the garbage collector.
+NOBODY: Sink = _Nobody()
+
+
 class Sequence:
     """One answer being generated; `alone`: the only one of its request. Times are seconds of `time.monotonic()`."""
 
@@ -123,8 +133,10 @@ class Scheduler:
 
     @property
     def everywhere(self) -> bool:
-        """Whether anything runs in any worker, or waits here."""
-        return self.busy or (self.pool is not None and self.pool.free() < self.max_seqs)
+        """Whether anything runs or waits in any worker."""
+        if self.busy or self.pool is None or self.board is None:
+            return self.busy
+        return self.pool.free() < self.max_seqs or self.board.others(QUEUED) > 0
 
     @property
     def full(self) -> bool:
@@ -177,6 +189,7 @@ class Scheduler:
         else:
             self._queue(-1)
         seq.state = 3
+        seq.sink = NOBODY
         self.stats.aborted(seq)
         self._after()
 

@@ -137,6 +137,8 @@ class Process:
             )
         gc.collect()
         gc.freeze()
+        # A request leaves no cycles behind; looking through a hundred thousand open streams for some would stop all of them.
+        gc.set_threshold(100_000, 50, 100)
         await stopping.wait()
         app.draining = True
         grace = options.shutdown_timeout if options.shutdown_timeout is not None else sim.grace

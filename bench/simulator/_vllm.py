@@ -64,8 +64,8 @@ class Vllm:
         }
 
     def busy(self) -> bool:
-        """Whether anybody still waits for an answer."""
-        return self.engine.busy
+        """Whether anybody still waits for an answer, of this worker or another."""
+        return self.engine.everywhere
 
     def told(self, message: dict[str, Any]) -> None:
         """Workers of vLLM have nothing to tell each other but their numbers."""

@@ -177,12 +177,15 @@ def test_a_lone_worker_can_come_back_too_and_without_a_restart_the_status_is_137
 
 def test_workers_drain_together(serve: Callable[..., Any]) -> None:
     served = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="1ms", TOLLGATE_SIM_ITL="20ms", TOLLGATE_SIM_WORKERS="2")
-    body = {"model": "tiny", "prompt": "x", "max_tokens": 30, "ignore_eos": True}
+    # The longer the answers, the surer that all run at once on a busy machine.
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 120, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         done = [pool.submit(httpx2.post, served.url + "/v1/completions", json=body, timeout=20) for _ in range(6)]
-        time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while gauge(served, "num_requests_running") < 6:
+            assert time.monotonic() < deadline
         served.process.send_signal(signal.SIGTERM)
-        assert [one.result().json()["usage"]["completion_tokens"] for one in done] == [30] * 6
+        assert [one.result().json()["usage"]["completion_tokens"] for one in done] == [120] * 6
     assert served.process.wait(5) == 0
 
 
