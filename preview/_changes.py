@@ -2,36 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from collections.abc import Iterable, Mapping
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Literal
 
-from ._shape import HOURS_PER_MONTH, Shape
+from ._events import Event
+from ._model import HOURS_PER_MONTH, LEVELS, ZERO, Item, Level, Model, Shape, Unpriced, amount
 
-_RELEASE_WORDS = ("release", "engine", "model", "slots", "replicas")
+# Field of a release -> its word; in the order in which they are said.
+_RELEASE = {
+    "release": "release",
+    "engine": "engine",
+    "version": "version",
+    "image": "image",
+    "model": "model",
+    "source": "source",
+    "revision": "revision",
+    "quantization": "quantization",
+    "slots": "slots",
+    "tensor": "tensor parallelism",
+    "pipeline": "pipeline parallelism",
+    "context_tokens": "context",
+    "kv_cache": "KV cache",
+    "gpu": "GPU",
+    "gpus": "GPUs per replica",
+    "slice": "MIG slice",
+    "chart": "chart",
+}
+_CENT = Decimal("0.01")
+Status = Literal["unchanged", "changed", "new", "removed", "broken"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One stack before and after; `before` is None for a new stack, `after` for a removed one, `error` for a broken one."""
+class Amounts(Model):
+    """Nodes and dollars at one level, of what has a price. A month has 730 hours; change is after minus before, exactly."""
+
+    nodes_before: Decimal
+    nodes_after: Decimal
+    usd_per_hour_before: Decimal
+    usd_per_hour_after: Decimal
+    usd_per_hour_change: Decimal
+    usd_per_month_before: Decimal
+    usd_per_month_after: Decimal
+    usd_per_month_change: Decimal
+
+
+class Line(Model):
+    """One priced resource before and after; None where it is not there."""
+
+    before: Item | None
+    after: Item | None
+
+    @property
+    def item(self) -> Item:
+        """Whichever is there, the later one first."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+
+class Evidence(Model):
+    """Whether the gate has evidence for the release as it would be. `words`: one sentence."""
+
+    state: Literal["found", "missing", "not looked at", "not asked"]
+    words: str
+
+
+class Change(Model):
+    """One stack before and after. `error`: why it cannot be evaluated at head; `base_error`: at base, so that all of it counts
+    as new. `before` is None for a new stack, `after` for a removed one. `counts`: resources created, updated, deleted."""
 
     stack: str
     before: Shape | None = None
     after: Shape | None = None
+    events: tuple[Event, ...] = ()
+    counts: Mapping[str, int] = {}
+    evidence: Evidence | None = None
     error: str | None = None
-
-    def nodes(self, which: str) -> tuple[int, int]:
-        """Nodes before and after at `min`, `expected` or `max`."""
-        return (self.before.nodes(which) if self.before else 0, self.after.nodes(which) if self.after else 0)
-
-    def hourly(self, which: str) -> tuple[Decimal, Decimal]:
-        """Dollars per hour before and after at `min`, `expected` or `max`."""
-        zero = Decimal(0)
-        return (self.before.hourly(which) if self.before else zero, self.after.hourly(which) if self.after else zero)
+    input_error: bool = False
+    base_error: str | None = None
 
     @property
-    def unpriced(self) -> tuple[str, ...]:
-        return self.after.unpriced if self.after else ()
+    def status(self) -> Status:
+        """What happens to the stack."""
+        if self.error is not None:
+            return "broken"
+        if self.before is None:
+            return "new"
+        if self.after is None:
+            return "removed"
+        same = _same(self.before, self.after) and not self.events and not any(self.counts.values())
+        return "unchanged" if same else "changed"
+
+    @property
+    def unpriced(self) -> tuple[Unpriced, ...]:
+        """What the stack has, or had, without a price."""
+        shape = self.after or self.before
+        return shape.unpriced if shape else ()
+
+    def partial(self, when: Literal["before", "after"]) -> bool:
+        """Whether pools, disks or rules of that side have no price, so that its sum is not all of it."""
+        shape = self.before if when == "before" else self.after
+        return bool(shape) and any(item.usd_per_hour is None for item in shape.items)  # type: ignore[union-attr]
+
+    def amounts(self, level: Level) -> Amounts:
+        """Before, after and the difference."""
+        nodes = [shape.nodes(level) if shape else ZERO for shape in (self.before, self.after)]
+        before, after = (shape.hourly(level) if shape else ZERO for shape in (self.before, self.after))
+        return Amounts(
+            nodes_before=nodes[0],
+            nodes_after=nodes[1],
+            usd_per_hour_before=before,
+            usd_per_hour_after=after,
+            usd_per_hour_change=after - before,
+            usd_per_month_before=before * HOURS_PER_MONTH,
+            usd_per_month_after=after * HOURS_PER_MONTH,
+            usd_per_month_change=(after - before) * HOURS_PER_MONTH,
+        )
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All priced resources, those that change first."""
+        old = {item.key: item for item in (self.before.items if self.before else ())}
+        new = {item.key: item for item in (self.after.items if self.after else ())}
+        lines = [Line(before=old.get(key), after=new.get(key)) for key in sorted({*old, *new})]
+        return tuple(sorted(lines, key=lambda line: line.before == line.after))
 
     @property
     def release_words(self) -> tuple[str, ...]:
@@ -40,9 +134,11 @@ class Change:
             return ()
         before, after = self.before.release, self.after.release
         words = [
-            f"{key} {before.get(key)} → {after.get(key)}" for key in _RELEASE_WORDS if before.get(key) != after.get(key)
+            f"{word} {_value(before.get(key))} → {_value(after.get(key))}"
+            for key, word in _RELEASE.items()
+            if before.get(key) != after.get(key) and (key in before and key in after)
         ]
-        if not words and before.get("digest") != after.get("digest"):
+        if not words and self.before.digest != self.after.digest:
             words.append("the release's contents change (digest)")
         return tuple(words)
 
@@ -56,80 +152,162 @@ class Change:
             return ("THE GATE IS TAKEN AWAY: it would deploy without evidence",)
         if before.get("after") != after.get("after"):
             return (f"gate: evidence of {before.get('after') or 'nobody'} → {after.get('after')}",)
-        then, now = before.get("criteria") or {}, after.get("criteria") or {}
+        then: Mapping[str, Any] = before.get("criteria") or {}
+        now: Mapping[str, Any] = after.get("criteria") or {}
         return tuple(
-            f"gate: {key} {then.get(key)} → {now.get(key)}"
+            f"gate: {key} {_value(then.get(key))} → {_value(now.get(key))}"
             for key in sorted({*then, *now})
             if then.get(key) != now.get(key)
         )
 
     @property
-    def changed(self) -> bool:
-        return self.error is not None or self.before != self.after
+    def plan_words(self) -> tuple[str, ...]:
+        """What the plan says of the latency, and of promises that break or are kept again."""
+        now = self.after.plan if self.after else None
+        if now is None or not (then := self.before.plan if self.before else None):
+            return ()
+        words = []
+        if then.e2e_p95_seconds != now.e2e_p95_seconds:
+            words.append(f"p95 latency {_seconds(then.e2e_p95_seconds, now.e2e_p95_seconds)} by plan")
+        broken = [name for name in now.unmet if name not in then.unmet]
+        if broken:
+            words.append(f"BREAKS ITS PROMISE of {', '.join(broken)} by plan")
+        kept = [name for name in then.unmet if name not in now.unmet]
+        if kept:
+            words.append(f"keeps its promise of {', '.join(kept)} again by plan")
+        return tuple(words)
 
     @property
     def headline(self) -> str:
         """One sentence for people."""
         if self.error is not None:
             return f"{self.stack}: cannot be evaluated: {self.error.splitlines()[0]}"
-        if not self.changed:
+        status = self.status
+        if status == "unchanged":
             return f"{self.stack}: no change"
-        if self.after is None:
-            return f"{self.stack}: removed, −{money(self.hourly('expected')[0])}/h"
-        parts = list(self.gate_words)
-        old, new = self.nodes("expected")
-        machines = "/".join(sorted({pool.machine_type for pool in self.after.pools})) or "node"
-        if new != old:
-            parts.append(f"{new - old:+d} {machines}")
-        before, after = self.hourly("expected")
-        if after != before:
-            share = f" ({(after - before) / before * 100:+.0f} %)" if before else ""
-            parts.append(f"{signed(after - before)}/h expected{share}")
-        top_before, top_after = self.hourly("max")
-        if top_after != top_before and (top_before, top_after) != (before, after):
-            parts.append(f"{signed(top_after - top_before)}/h at most")
-        parts.extend(self.release_words)
+        hourly = self.amounts("expected")
+        if status == "removed":
+            return f"{self.stack}: removed, −{money(hourly.usd_per_hour_before)}/h{self._unknown('before')} expected"
+        if status == "new":
+            counted = _counted(self.after_pools, "peak")
+            nodes = ", ".join(f"{plain(number)} {name}" for name, number in counted.items())
+            price = f"{money(hourly.usd_per_hour_after)}/h{self._unknown('after')} expected"
+            return f"{self.stack}: new, {nodes + ' at peak, ' if nodes else ''}{price}"
+        parts = [*self.gate_words, *self._node_words(), *self._money_words(), *self.release_words, *self.plan_words]
+        recreated = [event for event in self.events if event.type.endswith(":NodePool")]
+        if recreated:
+            parts.append(f"{len(recreated)} node pool{'s' if len(recreated) > 1 else ''} recreated or deleted")
         return f"{self.stack}: " + (", ".join(parts) or "resources change, nodes and cost do not")
 
+    @property
+    def after_pools(self) -> tuple[Item, ...]:
+        """GPU pools as they would be, with any node at peak; without such, the others."""
+        pools = self.after.gpu_pools if self.after else ()
+        return tuple(pool for pool in pools if pool.quantity.peak) or (self.after.pools if self.after else ())
 
-def money(amount: Decimal) -> str:
-    """`$8.54`, to the cent."""
-    return f"${amount:,.2f}"
+    def _node_words(self) -> list[str]:
+        """`+5 g2-standard-8 at peak` per machine type; the bounds where only those move."""
+        words = []
+        for level, said in (("peak", "at peak"), ("max", "at most"), ("min", "at least")):
+            old, new = (_counted(shape.pools if shape else (), level) for shape in (self.before, self.after))
+            moved = {name: new.get(name, ZERO) - old.get(name, ZERO) for name in sorted({*old, *new})}
+            words += [f"{_signed(plain(abs(by)), by)} {name} {said}" for name, by in moved.items() if by]
+            if words:
+                break
+        return words
+
+    def _money_words(self) -> list[str]:
+        now, most = self.amounts("expected"), self.amounts("max")
+        words = []
+        if cents(now.usd_per_hour_change):
+            before = now.usd_per_hour_before
+            share = f" ({_signed(f'{abs(now.usd_per_hour_change / before * 100):.0f}', now.usd_per_hour_change)} %)"
+            words.append(f"{signed(now.usd_per_hour_change)}/h expected{share if before and not self._holes else ''}")
+        if cents(most.usd_per_hour_change) and cents(most.usd_per_hour_change) != cents(now.usd_per_hour_change):
+            words.append(f"{signed(most.usd_per_hour_change)}/h at most")
+        if self.partial("after"):
+            missing = ", ".join(dict.fromkeys(entry.name for entry in self._without_price("after")))
+            words.append(f"and {missing} UNPRICED")
+        return words
+
+    @property
+    def _holes(self) -> bool:
+        return self.partial("before") or self.partial("after")
+
+    def _without_price(self, when: Literal["before", "after"]) -> list[Unpriced]:
+        shape = self.before if when == "before" else self.after
+        names = {item.machine_type or item.name for item in (shape.items if shape else ()) if item.usd_per_hour is None}
+        return [entry for entry in (shape.unpriced if shape else ()) if entry.name in names]
+
+    def _unknown(self, when: Literal["before", "after"]) -> str:
+        names = dict.fromkeys(entry.name for entry in self._without_price(when))
+        return f" and {', '.join(names)} UNPRICED" if names else ""
 
 
-def signed(amount: Decimal) -> str:
+def _counted(pools: Iterable[Item], level: str) -> dict[str, Decimal]:
+    """Nodes by machine type."""
+    found: dict[str, Decimal] = {}
+    for pool in pools:
+        found[str(pool.machine_type)] = found.get(str(pool.machine_type), ZERO) + getattr(pool.quantity, level)
+    return found
+
+
+def _same(before: Shape, after: Shape) -> bool:
+    """Whether nothing of it is different to those who pay, promise and let in."""
+    skipped = {"plan"} if before.plan is None or after.plan is None else set()
+    return before.model_dump(exclude=skipped) == after.model_dump(exclude=skipped)
+
+
+def cents(value: Decimal) -> Decimal:
+    """To the cent, half up; −0 is 0."""
+    return value.quantize(_CENT, rounding=ROUND_HALF_UP) + 0
+
+
+def money(value: Decimal) -> str:
+    """`$8.54`, to the cent; less than half a cent and more than nothing is `<$0.01`."""
+    if ZERO < value < Decimal("0.005"):
+        return "<$0.01"
+    return f"${cents(value):,.2f}"
+
+
+def signed(value: Decimal) -> str:
     """`+$8.54` or `−$8.54`."""
-    return ("+" if amount >= 0 else "−") + money(abs(amount))
+    return _signed(money(abs(value)), value)
 
 
-def as_json(changes: list[Change], base: str | None, book: dict[str, str]) -> dict[str, Any]:
-    """The stable form for machines: amounts as decimal strings in dollars per hour."""
+def plain(value: Decimal) -> str:
+    """A number without needless zeros: `10`, `2.5`."""
+    return f"{value.quantize(Decimal('0.01')).normalize():f}"
 
-    def amounts(change: Change, which: str) -> dict[str, Any]:
-        nodes, hourly = change.nodes(which), change.hourly(which)
-        return {
-            "nodes_before": nodes[0],
-            "nodes_after": nodes[1],
-            "usd_per_hour_before": str(hourly[0]),
-            "usd_per_hour_after": str(hourly[1]),
-            "usd_per_month_after": str(hourly[1] * HOURS_PER_MONTH),
-        }
 
-    return {
-        "schema_version": 1,
-        "base": base,
-        "price_book": book,
-        "stacks": [
-            {
-                "stack": change.stack,
-                "headline": change.headline,
-                "changed": change.changed,
-                "error": change.error,
-                "release": list(change.release_words),
-                "gate": list(change.gate_words),
-                "unpriced": list(change.unpriced),
-                **{which: amounts(change, which) for which in ("min", "expected", "max")},
-            }
-            for change in changes
-        ],
-    }
+def _signed(text: str, value: Decimal) -> str:
+    return ("+" if value >= 0 else "−") + text
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _seconds(before: Decimal | None, after: Decimal | None) -> str:
+    first = "saturated" if before is None else f"{before:.1f}"
+    second = "saturated" if after is None else f"{after:.1f} s"
+    if before is not None and after is not None and first == f"{after:.1f}":
+        return f"{before:.2f} → {after:.2f} s"
+    return f"{first} → {second}"
+
+
+__all__ = [
+    "LEVELS",
+    "Amounts",
+    "Change",
+    "Evidence",
+    "Line",
+    "Status",
+    "amount",
+    "cents",
+    "money",
+    "plain",
+    "signed",
+]

@@ -7,33 +7,49 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import stacks
 
 _LIMIT_SECONDS = 120
+# What a child may know of this process: enough to start Python, and none of its tokens.
+_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT")
+_PASSED_PREFIXES = ("PYTHON",)
+DAYS_VARIABLE = "TOLLGATE_DAYS"
+# Files that no program reads.
+_IDLE_FOLDERS = ("docs", "tests", "benchmarks", ".github", ".ci", "local/tools")
+_IDLE_ENDINGS = (".md", ".png", ".txt")
+_IDLE_FILES = ("stacks/preview.yaml", "Makefile", "LICENSE", ".gitignore")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one stack's program would register: `resources` as {"type", "name", "inputs"}, or why it could not."""
+    """What one stack's program would register, with the plan and the release, or why it could not. See components.evaluate."""
 
     stack: str
     resources: tuple[Mapping[str, Any], ...] = ()
+    plan: Mapping[str, Any] | None = None
+    release: Mapping[str, Any] | None = None
     error: str | None = None
+    input_error: bool = False
 
 
-def evaluate(root: Path, names: Sequence[str]) -> dict[str, Evaluation]:
+Days = Mapping[str, Sequence[float]]
+
+
+def evaluate(root: Path, names: Sequence[str], days: Days | None = None) -> dict[str, Evaluation]:
     """Evaluate the program of the checkout at `root` for these stacks. Raises TollgateError when it cannot even start."""
     if not names:
         return {}
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")}
+    env = {key: value for key, value in os.environ.items() if key in _PASSED or key.startswith(_PASSED_PREFIXES)}
     # The checkout's own rooms come first, so that a base commit is evaluated by the code it had.
     env["PYTHONPATH"] = str(root)
+    env[DAYS_VARIABLE] = json.dumps({name: list(shares) for name, shares in (days or {}).items()})
     command = [sys.executable, "-m", "components.evaluate", *names]
     try:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
@@ -41,11 +57,9 @@ def evaluate(root: Path, names: Sequence[str]) -> dict[str, Evaluation]:
         raise stacks.TollgateError(f"evaluating {', '.join(names)} took more than {_LIMIT_SECONDS} s") from None
     found: dict[str, Evaluation] = {}
     for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            entry = json.loads(line)
-            found[entry["stack"]] = Evaluation(
-                stack=entry["stack"], resources=tuple(entry["resources"]), error=entry["error"]
-            )
+        entry = _read(line)
+        if entry is not None and entry.stack in names:
+            found[entry.stack] = entry
     missing = [name for name in names if name not in found]
     if missing:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -53,12 +67,94 @@ def evaluate(root: Path, names: Sequence[str]) -> dict[str, Evaluation]:
     return found
 
 
+def _read(line: str) -> Evaluation | None:
+    """A line of the child's; None for what a program printed itself."""
+    if not line.startswith("{"):
+        return None
+    try:
+        entry = json.loads(line)
+        return Evaluation(
+            stack=entry["stack"],
+            resources=tuple(entry["resources"]),
+            plan=entry.get("plan"),
+            release=entry.get("release"),
+            error=entry["error"],
+            input_error=bool(entry.get("input_error")),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def evaluate_both(
+    root: Path, names: Sequence[str], base: str | None, days: Callable[[Path], Days]
+) -> tuple[dict[str, Evaluation], dict[str, Evaluation | None], list[str]]:
+    """The stacks at head and at `base` (None: from nothing), side by side on two cores; and the names of all of them.
+
+    Stacks that nothing between the two commits can have changed are evaluated once. A stack without a file at the base has
+    None there. `names` empty: every stack of either. Raises InputError for a base that does not exist.
+    """
+    here = stacks.stack_names(root)
+    if base is None:
+        wanted = list(names) or here
+        return evaluate(root, wanted, days(root)), dict.fromkeys(wanted), wanted
+    with checkout(root, base) as folder, ThreadPoolExecutor(max_workers=2) as pool:
+        there = stacks.stack_names(folder)
+        wanted = list(names) or sorted({*here, *there})
+        touched = _touched(root, folder, base, wanted)
+        now = pool.submit(evaluate, root, [name for name in wanted if name in here], days(root))
+        old = pool.submit(_at_base, folder, [name for name in wanted if name in there and name in touched], days)
+        after, before = now.result(), old.result()
+    found: dict[str, Evaluation | None] = {
+        name: before.get(name) if name in touched else after.get(name) for name in wanted
+    }
+    return after, found, wanted
+
+
+def _at_base(folder: Path, names: Sequence[str], days: Callable[[Path], Days]) -> dict[str, Evaluation]:
+    """As `evaluate`; what keeps a base from being evaluated at all is said of each of its stacks."""
+    try:
+        return evaluate(folder, names, days(folder))
+    except stacks.TollgateError as error:
+        return {name: Evaluation(stack=name, error=str(error)) for name in names}
+
+
+def _touched(root: Path, folder: Path, base: str, names: Sequence[str]) -> set[str]:
+    """The stacks that may differ: by their own file, by a release that they name; all, by any code or the pipeline."""
+    changed = _git(root, "diff", "--name-only", "--relative", base, "--", ".").splitlines()
+    changed += _git(root, "ls-files", "--others", "--exclude-standard", "--", ".").splitlines()
+    releases, own = set(), set()
+    for name in changed:
+        path = PurePosixPath(name)
+        if path.parent == PurePosixPath("stacks/releases") and path.suffix == ".yaml":
+            releases.add(path.stem)
+        elif path.parent == PurePosixPath("stacks") and name.startswith("stacks/Pulumi."):
+            own.add(path.name.removeprefix("Pulumi.").removesuffix(".yaml"))
+        elif not (
+            name in _IDLE_FILES
+            or name.endswith(_IDLE_ENDINGS)
+            or name.startswith(tuple(f"{one}/" for one in _IDLE_FOLDERS))
+        ):
+            return set(names)
+    if _text(root / "stacks/preview.yaml") != _text(folder / "stacks/preview.yaml"):
+        # A day's shape may have changed.
+        return set(names)
+    for name in names:
+        text = "".join(_text(where / "stacks" / f"Pulumi.{name}.yaml") for where in (root, folder))
+        if any(release in text for release in releases):
+            own.add(name)
+    return own
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 @contextmanager
 def checkout(root: Path, ref: str) -> Iterator[Path]:
     """The project as it is at a commit, in a temporary git worktree that is removed afterwards."""
     top = Path(_git(root, "rev-parse", "--show-toplevel").strip())
     try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").strip()
+        commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
     except stacks.TollgateError:
         raise stacks.InputError(
             where="--base",
@@ -70,14 +166,24 @@ def checkout(root: Path, ref: str) -> Iterator[Path]:
         tree = Path(folder) / "tree"
         _git(root, "worktree", "add", "--detach", "--quiet", str(tree), commit)
         try:
-            yield tree / root.relative_to(top)
+            found = tree / root.relative_to(top)
+            if not (found / "stacks").is_dir():
+                raise stacks.InputError(
+                    where="--base",
+                    got=f"{ref}, which has no stacks/",
+                    allowed="a commit of this project",
+                    fix="name another",
+                )
+            yield found
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
 
 
 def _git(root: Path, *arguments: str) -> str:
+    # Hooks and filters of the user's belong to a checkout of theirs, not to this one.
+    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         raise stacks.TollgateError("git is not installed; a preview against a base commit needs it") from None
     if done.returncode != 0:

@@ -1,59 +1,202 @@
-"""The comment a pull request gets: one hidden marker, one headline each, one table, details folded."""
+"""The comment a pull request gets: one hidden marker, one headline, what is dangerous, one table, details folded."""
 
 from __future__ import annotations
 
-from ._changes import Change, money
-from ._shape import HOURS_PER_MONTH
+from decimal import Decimal
+
+from ._changes import Line, cents, money, plain
+from ._model import LEVELS, Item, Level, amount
+from ._report import PriceAge, Report, StackReport, alerts
 
 MARKER = "<!-- tollgate-preview -->"
+# GitHub takes 65,536 characters, GitLab a million.
+_MOST = 60_000
+_ALERTS = 20
+_NAMES: dict[Level, str] = {"min": "at least", "expected": "expected", "max": "at most"}
 
 
-def markdown(changes: list[Change], base: str | None, book: dict[str, str]) -> str:
-    """Markdown of all changes; unchanged stacks are counted, not listed."""
-    shown = [change for change in changes if change.changed]
-    lines = [MARKER, f"### Cost and nodes{f' against `{base}`' if base else ''}", ""]
-    if not shown:
-        lines += [f"No change in {len(changes)} stack{'s' if len(changes) != 1 else ''}.", ""]
-    else:
-        lines += [f"- {_safe(change.headline)}" for change in shown]
-        lines += ["", "| stack | nodes min / expected / max | $/h expected | $/month expected | $/h at most |"]
-        lines += ["|---|---|---|---|---|"]
-        lines += [_row(change) for change in shown if change.error is None]
+def markdown(report: Report, *, most: int = _MOST) -> str:
+    """The whole comment in at most that many characters: what does not fit is left out from the details on, and says so."""
+    for folded, stacks in ((True, None), (False, None), (False, 20), (False, 0)):
+        text = _document(report, folded=folded, stacks=stacks)
+        if len(text) <= most:
+            return text
+    return text[: most - 20] + "\n\n(cut off)\n"
+
+
+def _document(report: Report, *, folded: bool, stacks: int | None) -> str:
+    shown = [stack for stack in report.stacks if stack.status != "unchanged"]
+    listed = shown if stacks is None else shown[:stacks]
+    lines = [MARKER, f"### {safe(report.headline)}", ""]
+    if report.error is not None:
+        lines += ["```text", *_fenced(report.error), "```", ""]
+    if len(shown) > 1:
+        lines += [f"- {safe(stack.headline)}" for stack in listed]
+        lines += [f"- and {len(shown) - len(listed)} more"] if len(listed) < len(shown) else []
         lines += [""]
-        for change in shown:
-            lines += _details(change)
-    unpriced = sorted({name for change in changes for name in change.unpriced})
-    if unpriced:
-        lines += [f"**Unpriced, not counted above:** {', '.join(unpriced)}", ""]
-    lines.append(f"<sub>Prices: {book['source']}, {book['as_of']}.</sub>")
+    lines += _alerts(report)
+    if any(stack.error is None for stack in listed):
+        lines += _table(listed)
+    for stack in listed:
+        lines += _about(stack)
+    if folded:
+        for stack in listed:
+            lines += _details(stack)
+    elif shown:
+        lines += ["The details are too long for a comment: see `tollgate preview --html`.", ""]
+    against = f" against `{report.base.replace('`', '')}`" if report.base else ""
+    how = "the program, evaluated offline" if report.source == "offline" else "what Pulumi would do to the state"
+    lines.append(f"<sub>{how}{safe(against) if not report.base else against}. {prices_words(report.prices)}</sub>")
     return "\n".join(lines) + "\n"
 
 
-def _row(change: Change) -> str:
-    nodes = " / ".join(_arrow(*map(str, change.nodes(which))) for which in ("min", "expected", "max"))
-    before, after = change.hourly("expected")
-    month = _arrow(money(before * HOURS_PER_MONTH), money(after * HOURS_PER_MONTH))
-    top = _arrow(*map(money, change.hourly("max")))
-    return f"| {_safe(change.stack)} | {nodes} | {_arrow(money(before), money(after))} | {month} | {top} |"
+def prices_words(prices: PriceAge) -> str:
+    """Where the prices come from and how old they can be."""
+    if prices.oldest is None:
+        return f"Prices: {safe(prices.book)}." if prices.book else ""
+    return f"Prices: {safe(prices.book)}, the oldest used is of {prices.oldest} ({prices.days} days)."
 
 
-def _details(change: Change) -> list[str]:
-    if change.after is None:
-        return []
-    rows = [
-        f"| {_safe(pool.name)} | {pool.machine_type} ({pool.gpu}{f', {pool.mig_profile}' if pool.mig_profile else ''})"
-        f" | {pool.region} | {'spot' if pool.spot else 'on demand'}"
-        f" | {money(pool.hourly) if pool.hourly is not None else 'unpriced'} |"
-        for pool in change.after.pools
+def _alerts(report: Report) -> list[str]:
+    """In GitHub's alert boxes: red first."""
+    lines = []
+    for kind, messages in zip(("CAUTION", "WARNING"), alerts(report), strict=True):
+        if messages:
+            lines += [f"> [!{kind}]", *[f"> - {safe(message)}" for message in messages[:_ALERTS]]]
+            lines += [f"> - and {len(messages) - _ALERTS} more"] if len(messages) > _ALERTS else []
+            lines += [""]
+    return lines
+
+
+def _table(shown: list[StackReport]) -> list[str]:
+    lines = ["| stack | | nodes | $/h | $/month | $/1M tokens |", "|---|---|--:|--:|--:|--:|"]
+    for stack in shown:
+        if stack.error is None:
+            lines += _rows(stack)
+    return [*lines, ""]
+
+
+def _rows(stack: StackReport) -> list[str]:
+    """Three lines: at least, expected, at most."""
+    new, gone = stack.status == "new", stack.status == "removed"
+    rows = []
+    for level in LEVELS:
+        amounts = getattr(stack.totals, level)
+        tokens = ""
+        if level == "expected":
+            tokens = arrow(
+                tokens_words(stack.usd_per_million_tokens_before),
+                tokens_words(stack.usd_per_million_tokens_after),
+                new=new,
+                gone=gone,
+            )
+        cells = [
+            f"**{safe(stack.stack)}**" if level == "min" else "",
+            _NAMES[level],
+            arrow(plain(amounts.nodes_before), plain(amounts.nodes_after), new=new, gone=gone),
+            *[
+                arrow(
+                    dollars(getattr(amounts, f"usd_per_{unit}_before"), partial=stack.partial_before),
+                    dollars(getattr(amounts, f"usd_per_{unit}_after"), partial=stack.partial_after),
+                    new=new,
+                    gone=gone,
+                )
+                for unit in ("hour", "month")
+            ],
+            tokens,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _about(stack: StackReport) -> list[str]:
+    """Release, gate, plan, evidence, and what has no price, a line each."""
+    lines = []
+    if stack.release:
+        lines.append(f"- **release** {safe(', '.join(stack.release))}")
+    if stack.gate:
+        lines.append(f"- **gate** {safe(', '.join(stack.gate))}")
+    if stack.plan:
+        lines.append(f"- **plan** {safe(', '.join(stack.plan))}")
+    if stack.evidence is not None and stack.evidence.state != "not asked":
+        lines.append(f"- **evidence** {safe(stack.evidence.words)}")
+    if stack.unpriced:
+        named = "; ".join(f"{entry.name} ({entry.why})" for entry in stack.unpriced)
+        lines.append(f"- **unpriced, in no sum above** {safe(named)}")
+    return [f"**{safe(stack.stack)}**", "", *lines, ""] if lines else []
+
+
+def _details(stack: StackReport) -> list[str]:
+    if stack.error is not None:
+        text = ["```text", *_fenced(stack.error), "```"]
+        return [f"<details><summary>{safe(stack.stack)}: why</summary>", "", *text, "", "</details>", ""]
+    changed = [line for line in stack.resources if line.before != line.after]
+    words = f"{safe(stack.stack)}: {len(stack.resources)} priced resources, {len(changed)} change"
+    others = [
+        f"{count} {word}"
+        for count, word in ((stack.created, "created"), (stack.updated, "updated"), (stack.deleted, "deleted"))
+        if count
     ]
-    head = ["| pool | machine | region | | $/h a node |", "|---|---|---|---|---|"]
-    return [f"<details><summary>{_safe(change.stack)}</summary>", "", *head, *rows, "", "</details>", ""]
+    head = ["| resource | what | $/h each | amount expected | $/h expected |", "|---|---|--:|--:|--:|"]
+    rows = [_resource(line) for line in stack.resources]
+    events = [f"- {safe(event.words)}" for event in stack.events]
+    body = [*head, *rows, "", *(["Of all resources: " + ", ".join(others) + ".", ""] if others else []), *events]
+    return [f"<details><summary>{words}</summary>", "", *body, "", "</details>", ""]
 
 
-def _arrow(before: str, after: str) -> str:
-    return after if before == after else f"{before} → {after}"
+def _resource(line: Line) -> str:
+    def side(item: Item | None, what: str) -> str:
+        if item is None:
+            return "–"
+        if what == "each":
+            return "unpriced" if item.usd_per_hour is None else each(item.usd_per_hour)
+        if what == "amount":
+            return f"{plain(amount(item.quantity, 'expected'))} {item.unit}"
+        return "unpriced" if item.usd_per_hour is None else money(item.cost("expected"))
+
+    mark = "**" if line.before != line.after else ""
+    before, after = line.before, line.after
+    what = arrow(before.words if before else "–", after.words if after else "–")
+    cells = [f"{mark}{safe(line.item.name)}{mark} {line.item.kind}", safe(what)]
+    cells += [arrow(side(before, one), side(after, one)) for one in ("each", "amount", "cost")]
+    return f"| {' | '.join(cells)} |"
 
 
-def _safe(text: str) -> str:
-    """Names come from files of a pull request: nothing of them may become markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'").replace("\n", " ")
+def dollars(value: Decimal, *, partial: bool) -> str:
+    """`$8.54`; with parts that have no price `$8.54 + unpriced`, and where nothing else is left `unpriced`: never $0."""
+    if not partial:
+        return money(value)
+    return f"{money(value)} + unpriced" if cents(value) else "unpriced"
+
+
+def each(value: Decimal) -> str:
+    """A unit's price, to four digits where cents say too little."""
+    return f"${value:.4f}" if value < 1 else f"${value:,.4f}"
+
+
+def tokens_words(value: Decimal | None) -> str:
+    """`$1.04`, or nothing where it is not known."""
+    return "" if value is None else f"${value:.2f}"
+
+
+def arrow(before: str, after: str, *, new: bool = False, gone: bool = False) -> str:
+    """`before → after`, or the one that counts."""
+    if new:
+        return after
+    if gone:
+        return f"{before} → –" if before else ""
+    return after if before == after else f"{before or '–'} → {after or '–'}"
+
+
+def safe(text: str) -> str:
+    """Names come from files of a pull request: nothing of them may become markup, a link or a mention."""
+    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", ":&#47;&#47;")):
+        text = text.replace(mark, instead)
+    for mark in ("\\", "|", "*", "[", "]"):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.replace("`", "'").split())
+
+
+def _fenced(text: str) -> list[str]:
+    """Lines that cannot end the fence they stand in."""
+    return [line.replace("```", "'''") for line in text.splitlines()][:40]

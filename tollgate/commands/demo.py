@@ -85,7 +85,7 @@ def _tell(story: _Story) -> None:
     with story.step("Plan: 50 users of Gemma 3 4B by Ollama on L4, 8 slots each"):
         _plan(story)
     with story.step("Preview: what that costs"):
-        previews.show(previews.collect(root, ["local-dev"], None), None, previews.book(), story.console)
+        previews.show(previews.collect(root, ["local-dev"], None), story.console)
     with story.step("pulumi up -s local-dev: ten GPU nodes, the engine, then the benchmark as its users would load it"):
         for log, process in making.items():
             _finish(story, process, log)
