@@ -84,6 +84,14 @@ def check(release: Release, fleet: Fleet, prefix: Prefix | None = None) -> None:
             allowed=f"at most {machine.gpus}" + (f", or {', '.join(fitting)}" if fitting else ""),
             fix="choose a larger machine type, or split over more nodes with parallelism.pipeline",
         )
+    elsewhere = [region for region in fleet.regions if machine.regions and region not in machine.regions]
+    if elsewhere:
+        raise InputError(
+            where="fleet.regions",
+            got=f"{', '.join(elsewhere)} with {machine.id}",
+            allowed=", ".join(machine.regions),
+            fix=f"choose a region that offers {machine.id}, or add it to planner/catalog/machines.yaml",
+        )
     needed = nodes_per_replica(release)
     if fleet.nodes.max < needed:
         raise InputError(

@@ -26,6 +26,7 @@ def facts(report: Report) -> Rows:
         ("release", f"{release.model} {release.quantization} by {release.engine}, {release.context_tokens} tokens of context"),
         ("slots", f"{plan.slots} per replica, {plan.slots * plan.replicas_expected:,} in all"),
         ("nodes", f"{nodes} × {plan.machine_type} ({plan.gpu}), {plan.replicas_expected} replicas{span}"),
+        ("why", report.why),
         ("memory", report.memory),
         ("binds", plan.binds),
         ("headroom", _headroom(report.headroom)),

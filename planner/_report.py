@@ -43,6 +43,7 @@ class Report:
     traffic: Traffic
     objectives: Objectives | None
     plan: Plan
+    why: str
     memory: str
     headroom: float
     promises: tuple[tuple[str, float, float, bool, int | None], ...]
@@ -125,6 +126,7 @@ def _report(
 ) -> Report:
     release = resolve(release)
     times = times or timing(release)
+    asked = found is None
     found = choices(search, prices=book) if found is None else found
     plan = plan_for(
         release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=times, cap=cap
@@ -142,6 +144,7 @@ def _report(
         traffic=traffic,
         objectives=objectives,
         plan=plan,
+        why=_why(plan, fleet, found) if asked else _chosen(found, objectives),
         memory=memory_line(plan),
         headroom=headroom(plan, release, traffic, objectives, times=times),
         promises=_promises(plan, traffic, objectives, times),
@@ -154,7 +157,7 @@ def _report(
         on_demand_per_hour=nodes * float(price.on_demand),
         spot_per_hour=on_all(price.spot),
         committed_per_hour=(on_all(price.commit_1y), on_all(price.commit_3y)),
-        notes=_notes(plan, price.age_days(today), price.as_of),
+        notes=_notes(plan, price.age_days(today), price.as_of) + (_cheaper(plan, found, search) if asked else ()),
     )
 
 
@@ -191,6 +194,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "predicted": {name: finite(value) for name, value in plan.predicted.items()},
             "feasible": plan.feasible,
             "unmet": plan.unmet,
+            "why": report.why,
             "binds": plan.binds,
             "headroom": report.headroom,
             "memory_bytes": {
@@ -286,6 +290,36 @@ def _impossible(search: Search, book: PriceBook) -> tuple[str, ...]:
     return (f"the cheapest choice that keeps every promise is {found.summary}: {money(hourly)}/h",)
 
 
+def _chosen(found: Sequence[Choice], objectives: Objectives | None) -> str:
+    """Why the first of the choices is the plan."""
+    if objectives is None:
+        return f"the cheapest of {len(found)} choices on which nobody waits"
+    kept = sum(not choice.unmet for choice in found)
+    if kept:
+        return f"the cheapest of {kept} choices that keep the promise ({len(found)} were tried)"
+    return f"none of {len(found)} choices keeps the promise; this one comes nearest"
+
+
+def _why(plan: Plan, fleet: Fleet, found: Sequence[Choice]) -> str:
+    """Why a stack runs on so many nodes."""
+    if fleet.nodes.min == fleet.nodes.max:
+        return "release and nodes are what the stack names"
+    if plan.unmet:
+        return f"the stack's release; no number of its {fleet.nodes.min} to {fleet.nodes.max} nodes keeps the promise"
+    return (
+        f"the stack's release on the fewest of its {fleet.nodes.min} to {fleet.nodes.max} nodes that keep the promise"
+    )
+
+
+def _cheaper(plan: Plan, found: Sequence[Choice], search: Search) -> tuple[str, ...]:
+    """A choice that keeps the promise for less than the stack's own, by more than a tenth."""
+    for choice in found[:1]:
+        hourly = choice.spot_per_hour if search.spot else choice.cost_per_hour
+        if not choice.unmet and hourly is not None and hourly < 0.9 * plan.cost_per_hour_expected_usd:
+            return (f"{choice.summary} would keep the promise for {money(hourly)}/h",)
+    return ()
+
+
 def _cap(search: Search, choice: Choice) -> str:
     """What keeps a choice from more nodes."""
     hourly = choice.spot_per_hour if search.spot else choice.cost_per_hour
@@ -331,6 +365,7 @@ def _filters(search: Search) -> str:
         "quantizations": search.quantizations,
         "machines": search.machines,
         "budget": f"${search.budget:g}/h" if search.budget else None,
+        "region": search.region,
     }
     return ", ".join(f"{name} {value}" for name, value in given.items() if value) or "no filter"
 

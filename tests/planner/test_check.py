@@ -88,6 +88,14 @@ def test_what_cannot_work_is_refused(change: dict[str, Any], machine: str, field
     assert caught.value.fix
 
 
+def test_a_region_that_does_not_offer_the_machine_is_refused_naming_those_that_do() -> None:
+    there = Fleet(machine_type="g2-standard-8", nodes=Nodes(min=1, max=2), regions=("us-central1", "africa-south1"))
+    with pytest.raises(InputError, match="africa-south1") as caught:
+        planner.check(release(), there)
+    assert caught.value.where == "fleet.regions"
+    assert "europe-west4" in caught.value.allowed
+
+
 def test_what_works_is_let_through() -> None:
     planner.check(release(), fleet())
 

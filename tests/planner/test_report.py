@@ -98,6 +98,15 @@ def test_without_a_promise_waiting_is_said_and_no_cheaper_plan_that_waits_is_pre
     assert kept == sorted(kept, reverse=True)
 
 
+def test_every_plan_says_why_it_is_the_one() -> None:
+    assert "the cheapest of " in json.loads(run(*ASK, "--latency", "3", "--json")[1])["plan"]["why"]
+    assert "this one comes nearest" in json.loads(run(*ASK, "--latency", "0.05", "--json")[1])["plan"]["why"]
+    own = json.loads(run("plan", "local-dev", "--json")[1])
+    assert own["plan"]["why"] == "release and nodes are what the stack names"
+    (cheaper,) = [note for note in own["notes"] if "would keep the promise for" in note]
+    assert float(cheaper.rpartition("$")[2].removesuffix("/h")) < own["plan"]["cost_per_hour_usd"]["expected"]
+
+
 def test_the_fleet_of_a_stack_binds_as_its_quota() -> None:
     stack = load_stack("local-dev")
     plan = planner.plan_for(

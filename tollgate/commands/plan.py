@@ -36,6 +36,7 @@ def plan(
     machine: Annotated[list[str] | None, typer.Option(help="Only this machine type; may be repeated.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="Only ollama or vllm; may be repeated.")] = None,
     quantization: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    region: Annotated[str, typer.Option(help="Google Cloud region; the price book must have it.")] = "us-central1",
     max_nodes: Annotated[int, typer.Option(min=1, max=5000, help="Quota: nodes at most.")] = 5000,
     spot: Annotated[bool, typer.Option("--spot", help="Compare spot prices.")] = False,
     from_evidence: Annotated[
@@ -90,6 +91,7 @@ def plan(
             quantizations=quantization,
             gpus=gpu,
             machines=machine,
+            region=region,
             max_nodes=max_nodes,
             spot=spot,
             budget=budget,
