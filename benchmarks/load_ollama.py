@@ -1,4 +1,4 @@
-"""The matrix and the choice of slots on the real Ollama: `python benchmarks/ollama_matrix.py [--json FOLDER]`.
+"""The matrix and the choice of slots on the real Ollama: `python benchmarks/load_ollama.py [--json FOLDER]`.
 
 The tiny random model on this machine's processors: queueing, slots and batching are Ollama's own, what a token costs is not
 what it costs on a GPU. Needs `tollgate tools build --with ollama`; says so and ends well where it has not been built.
@@ -105,9 +105,9 @@ def numbers(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Print a matrix for each number of slots, and which number is best."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=numbers, default=(60, 120, 240))
+    parser.add_argument("--batches", type=numbers, default=(40, 80, 160))
     parser.add_argument("--workers", type=numbers, default=(1, 2, 4, 8, 16))
-    parser.add_argument("--cell-seconds", type=float, default=30.0)
+    parser.add_argument("--cell-seconds", type=float, default=15.0)
     parser.add_argument("--json", type=Path, help="a folder for the matrices; what is there is gone on with")
     given = parser.parse_args()
     try:
