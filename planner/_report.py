@@ -21,6 +21,7 @@ from ._answers import (
     over_slots,
     over_users,
 )
+from ._catalog import catalog
 from ._check import resolve
 from ._explore import Choice, Search, cheapest, choices, frontier, limits
 from ._plan import MOST_NODES, Plan, finite, plan_for
@@ -85,9 +86,22 @@ def report_stack(
 
 
 def report_search(search: Search, *, prices: PriceBook | None = None, today: date | None = None) -> Report:
-    """The report of the best choice for a question. Raises InputError where nothing in the catalog can hold the model."""
+    """The report of the best choice for a question.
+
+    Raises InputError where nothing in the catalog can hold the model, or nothing has a price.
+    """
     book = prices or price_book()
     found = choices(search, prices=book)
+    priced = sorted(
+        {region for region, machine in book.prices if machine in catalog().machines and catalog().machines[machine].gpu}
+    )
+    if search.region not in priced:
+        raise InputError(
+            where="--region",
+            got=search.region,
+            allowed=", ".join(priced),
+            fix=f"read its prices with `tollgate prices refresh --region {search.region}`",
+        )
     if not found:
         raise InputError(
             where="--model, --gpu, --budget",

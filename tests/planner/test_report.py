@@ -184,6 +184,7 @@ def test_a_budget_is_kept_or_said_to_be_too_small() -> None:
         ("plan", "--model", "nobody", "--users", "1"),
         ("plan", "--model", "gemma3:4b", "--users", "1", "--gpu", "b200"),
         ("plan", "--model", "gemma3:4b", "--users", "1", "--context", "9999999"),
+        ("plan", "--model", "gemma3:4b", "--users", "1", "--region", "mars-north1"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(arguments: tuple[str, ...]) -> None:
