@@ -21,6 +21,7 @@ import gate
 import stacks
 import values
 from bench import load as generator
+from bench.results import Result
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ PIPELINE = """stages:
     criteria: {{{dev}}}
   - stack: local-prod
     after: local-staging
-    criteria: {{min_requests: 20}}
+    criteria: {{min_requests: 20, looks: 3}}
 """
 # What each build does, in the simulator's own words: 30 ms to the first token and 10 ms between tokens, 0.34 s in all.
 BUILDS = {
@@ -72,12 +73,15 @@ pulumi.runtime.register_stack_transformation(built)
 """
 
 
+LOOKS = "min_requests: 20, looks: 3"
+
+
 class Story:
     """A checkout of its own; the code comes from the repository."""
 
     def __init__(self, root: Path, environment: dict[str, str]) -> None:
         self.root, self.environment = root, environment
-        self.baseline = 0.0
+        self.baseline, self.limit = 0.0, 0.05
 
     def pulumi(self, *arguments: str, fails: bool = False) -> str:
         return self.run("pulumi", *arguments, "--non-interactive", "--color", "never", fails=fails)
@@ -95,17 +99,26 @@ class Story:
     def stack(self, name: str) -> stacks.Stack:
         return stacks.load_stack(name, self.root)
 
-    def write(self, *, promise: float = 1.0, dev: str = "min_requests: 20", release: str | None = None) -> None:
+    @property
+    def compared(self) -> str:
+        """The criteria of the edge into staging that compare with what staging runs."""
+        return f"{LOOKS}, max_regression: {{e2e_p95_seconds: {self.limit}}}"
+
+    def write(self, *, promise: float = 3.0, dev: str = LOOKS, release: str | None = None) -> None:
         """Promise and pipeline; what was promoted stays."""
         (self.root / "stacks" / "pipeline.yaml").write_text(PIPELINE.format(dev=dev))
         path = self.root / "stacks" / "Pulumi.local-dev.yaml"
         text = STACK.format(promise=promise, benchmark="  tollgate:benchmark: {runs: 3, seconds: 4}\n")
         path.write_text(text.replace("release: good", f"release: {release or self.stack('local-dev').release.name}"))
 
-    def up(self, stack: str = "local-dev") -> dict[str, Any]:
-        self.pulumi("up", "-s", stack, "--yes", "--skip-preview")
-        found = json.loads(self.pulumi("stack", "output", "-s", stack, "--json"))
-        assert isinstance(found, dict)
+    def up(self, stack: str = "local-dev", settle: bool = True) -> dict[str, Any]:
+        """`settle`: on a machine that does much else a client may be late; then it takes another look or two."""
+        for _ in range(3):
+            self.pulumi("up", "-s", stack, "--yes", "--skip-preview")
+            found = json.loads(self.pulumi("stack", "output", "-s", stack, "--json"))
+            assert isinstance(found, dict)
+            if not settle or found.get("verdict") != "inconclusive":
+                break
         return found
 
     def newest(self, stack: str = "local-dev") -> gate.Entry:
@@ -134,7 +147,7 @@ def story(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Story:
     for stack in STAGES:
         measured = "" if stack == "local-prod" else "  tollgate:benchmark: {runs: 3, seconds: 4}\n"
         path = root / "stacks" / f"Pulumi.{stack}.yaml"
-        path.write_text(STACK.format(promise=1.0, benchmark=measured))
+        path.write_text(STACK.format(promise=3.0, benchmark=measured))
     found = Story(root, {**cluster.environment(root), "PYTHONPATH": str(HERE)})
     found.write()
     for stack in STAGES:
@@ -166,33 +179,35 @@ def test_the_environment_is_calibrated_by_the_same_release_several_times(story: 
     before = gate.result_of(entry)
     # From outside of the cluster there is no DNS for Services, but their addresses are there.
     address = kubectl("get", "service", "-n", "local-dev", "engine", "-o", "jsonpath={.spec.clusterIP}")
-    sessions = [
-        generator.run(
+    sessions: list[Result] = []
+    for _ in range(12):
+        session = generator.run(
             generator.Target(url=f"http://{address}", engine="ollama", model=stack.release.source),
             stack.traffic,
-            generator.Settings(runs=3, seconds=3.0, context_tokens=2048),
+            generator.Settings(runs=3, seconds=4.0, context_tokens=2048),
             release=entry.release,
             stack=stack.name,
             replicas=1,
+            costs=generator.Costs(objectives=stack.objectives),
             environment={key: value for key, value in before.environment.items() if key != "client_machine"},
         )
-        for _ in range(4)
-    ]
+        # On a machine that does much else the client itself may be late; such runs say so, and calibrate nothing.
+        if all(run.valid for run in session.runs):
+            sessions.append(session)
+        if len(sessions) == 4:
+            break
     found, _ = gate.record_calibration(stack, sessions, root=story.root, now=datetime.now(UTC))
-    noise = found.noise["e2e_p95_seconds"]
-    assert 0.0 < noise.floor(3, 0.95) < 0.08, noise
-    story.baseline = story.latency()
+    floor = found.noise["e2e_p95_seconds"].floor(9, 1 - 0.05 / 3)
+    assert 0.0 < floor < 0.08, found.noise
+    story.baseline, story.limit = story.latency(), max(0.05, round(floor + 0.002, 3))
     # A limit that this noise cannot resolve is refused where it is read.
-    story.write(dev="min_requests: 20, max_regression: {e2e_p95_seconds: 0.001}")
+    story.write(dev=f"{LOOKS}, max_regression: {{e2e_p95_seconds: 0.001}}")
     said = story.tollgate("promote", "local-dev", "local-staging", fails=True)
     assert "the A/A noise floor of local-dev with 3 runs" in said
 
 
-LIMIT = "min_requests: 20, max_regression: {e2e_p95_seconds: 0.08}"
-
-
 def test_a_release_that_is_ten_percent_slower_is_caught_although_it_keeps_the_promise(story: Story) -> None:
-    story.write(dev=LIMIT, release="slow")
+    story.write(dev=story.compared, release="slow")
     assert story.up()["verdict"] == "pass"
     assert story.latency() / story.baseline == pytest.approx(1.1, abs=0.03)
     said = story.tollgate("promote", "local-dev", "local-staging", fails=True)
@@ -228,7 +243,7 @@ def test_an_override_lets_it_in_until_it_expires_and_is_said_each_time(story: St
 
 
 def test_a_release_that_is_the_same_is_not_caught(story: Story) -> None:
-    story.write(dev=LIMIT, release="same")
+    story.write(dev=story.compared, release="same")
     assert story.up()["verdict"] == "pass"
     assert "local-staging takes release same" in story.tollgate("promote", "local-dev", "local-staging")
 
@@ -238,17 +253,17 @@ def test_what_was_measured_is_not_measured_again_until_it_expires(story: Story) 
     began = time.monotonic()
     assert story.up()["evidence"] == evidence
     assert time.monotonic() - began < 60
-    # Half a minute later it counts as too old.
-    story.write(dev="min_requests: 20, max_evidence_age_hours: 0.002")
+    # Seconds later it counts as too old.
+    story.write(dev=f"{LOOKS}, max_evidence_age_hours: 0.002")
     time.sleep(8)
     assert "stale" in story.tollgate("promote", "local-dev", "local-staging", fails=True)
     # So the next `up` measures again; with the usual age the new evidence is what counts.
     assert story.up()["evidence"] != evidence
-    assert story.newest().facts["attempt"] == 2
+    assert story.newest().facts["attempt"] > 1
 
 
 def test_a_noisy_release_is_inconclusive_and_settled_by_more_runs(story: Story) -> None:
-    story.write(promise=2.0, dev="min_requests: 20, looks: 4", release="noisy")
+    story.write(promise=3.0, dev="min_requests: 20, looks: 4", release="noisy")
     assert story.up()["verdict"] == "pass"
     level = story.latency()
     # A promise so close to what it does that three runs at a quarter of the permitted error cannot tell.
@@ -256,7 +271,7 @@ def test_a_noisy_release_is_inconclusive_and_settled_by_more_runs(story: Story) 
     story.write(promise=promise, dev="min_requests: 20, looks: 4")
     outcomes = []
     for _ in range(4):
-        outcomes.append(story.up()["verdict"])
+        outcomes.append(story.up(settle=False)["verdict"])
         if outcomes[-1] != "inconclusive":
             break
     assert outcomes[0] == "inconclusive"
