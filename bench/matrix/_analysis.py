@@ -222,11 +222,15 @@ def _refused(own: Sequence[Sample]) -> str:
     return next((sample.refused for sample in own if sample.refused), "")
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what if count != 1 else what.removesuffix('s')}"
+
+
 def _because(levels: Sequence[Level], what: str) -> str:
     few, many = levels[0], levels[-1]
     best = max(levels, key=lambda level: level.requests_per_second)
     text = (
-        f"{few.requests_per_second:.3g} requests/s with {few.workers} {what}, at best "
+        f"{few.requests_per_second:.3g} requests/s with {_counted(few.workers, what)}, at best "
         f"{best.requests_per_second:.3g} with {best.workers} (× {best.requests_per_second / few.requests_per_second:.2f})"
     )
     if many.requests_per_second < best.requests_per_second * (1 - _GAIN):

@@ -9,7 +9,7 @@ from ..load._histogram import Histogram
 from ..results import Limit, Matrix, Result, Run
 from ._matrix import page_of_limit, page_of_matrix
 from ._svg import Line, chart
-from ._text import ROWS, comparison, median, name_of, names_of, shown, valid_runs
+from ._text import ROWS, axis_seconds, comparison, median, name_of, names_of, shown, valid_runs
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--dim:#5b6570;--rule:#d9dee3;--card:#f6f8fa;--good:#116b3a;
@@ -28,7 +28,8 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:13px
 .shade{fill:var(--shade)}.line{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:5 4}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;color:var(--dim);font-size:.85rem}.key i{display:inline-block;
 width:18px;border-top:3px solid;margin-right:.35rem;vertical-align:middle}.key i.dashed{border-top-style:dashed}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto;margin:.8rem 0}td.why{white-space:normal;min-width:12rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;white-space:normal}.good{color:var(--good)}.bad{color:var(--bad)}
 .heatmap td,.heatmap th{text-align:center;border:2px solid var(--bg)}.heatmap b,.heatmap small{display:block}
@@ -113,10 +114,6 @@ def _table(result: Result) -> str:
     return f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _seconds(value: float) -> str:
-    return "0" if value == 0 else f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
-
-
 def _over_time(run: Run) -> str:
     times = [moment or 0.0 for moment in run.series["seconds"]]
     steady = (run.warmup_seconds, run.warmup_seconds + run.seconds)
@@ -131,8 +128,8 @@ def _over_time(run: Run) -> str:
     pictures = [
         ("Rate", rate, _number),
         ("In flight", [line("requests", "concurrency", 3)], _number),
-        ("Time to first token", first, _seconds),
-        ("End to end", end, _seconds),
+        ("Time to first token", first, axis_seconds),
+        ("End to end", end, axis_seconds),
     ]
     # The server's side, where somebody could be asked.
     for title, keys, form in (
@@ -190,7 +187,7 @@ def _together(results: Sequence[Result]) -> str:
                 title=f"{words}: share of all below",
                 x_label="",
                 y_form=lambda y: f"{y:g} %",
-                x_form=_seconds,
+                x_form=axis_seconds,
                 log_x=True,
             )
         )
@@ -202,7 +199,7 @@ def _together(results: Sequence[Result]) -> str:
             if "e2e_p95_seconds" in run.metrics
         ]
         dots.append(Line(name=names[number], points=points, colour=number % 6 + 1, dots=True))
-    parts.append(chart(dots, title="End to end p95 against rate", x_label="requests/s", y_form=_seconds))
+    parts.append(chart(dots, title="End to end p95 against rate", x_label="requests/s", y_form=axis_seconds))
     drawn = "".join(part for part in parts if part)
     return f'<h2>Distributions</h2><div class="charts">{drawn}</div>' if drawn else ""
 

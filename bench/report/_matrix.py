@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..results import Analysis, Cell, Limit, Matrix
 from ._svg import Line, chart
-from ._text import name_of, shown
+from ._text import axis_seconds, name_of, shown
 
 _RATE = "sustained_requests_per_second"
 
@@ -65,7 +65,7 @@ def page_of_matrix(matrix: Matrix) -> str:
         tails = [(x, level.e2e_p95_seconds) for x, level in zip(xs, found.levels, strict=True)]
         late = chart(
             [Line(name="end to end, p95", points=tails, colour=2)], title="Latency by workers", x_label="workers",
-            y_form=lambda y: shown(y, "s"), log_x=True,
+            y_form=axis_seconds, log_x=True,
         )  # fmt: skip
         drawn = chart(lines, title="Rate by workers", x_label="workers", y_form=lambda y: f"{y:g}/s", log_x=True)
         parts.append(f'<div class="charts">{drawn}{late}</div>')
@@ -132,13 +132,13 @@ def page_of_limit(limit: Limit) -> str:
         charts.append(
             chart(
                 [line for line in lines if line.points], title=words, x_label="requests/s offered",
-                y_form=lambda y: shown(y, "s"), log_x=True,
+                y_form=axis_seconds, log_x=True,
             )
         )  # fmt: skip
     parts.append(f'<div class="charts">{"".join(charts)}</div>')
     rows = "".join(
         f"<tr><td>{step.requests_per_second:.2f}/s</td><td>{shown(step.run.metrics.get('e2e_p95_seconds'), 's')}</td>"
-        f'<td class="{"bad" if step.because else "good"}">{escape(step.because or "holds")}</td></tr>'
+        f'<td class="why {"bad" if step.because else "good"}">{escape(step.because or "holds")}</td></tr>'
         for step in sorted(limit.steps, key=lambda s: s.requests_per_second)
     )
     heads = "<th>Rate</th><th>End to end p95</th><th></th>"

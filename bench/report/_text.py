@@ -65,6 +65,11 @@ def shown(value: float | None, unit: str) -> str:
     return f"{value:,.{digits}f}{' ' + unit if unit else ''}".replace(",", "\u202f")
 
 
+def axis_seconds(value: float) -> str:
+    """A duration at the edge of a chart: as short as can be."""
+    return "0" if value == 0 else f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
+
+
 def name_of(result: Result | Limit | Matrix) -> str:
     """What a result is called in a table: its stack, or the address."""
     return result.stack if result.stack != "none" else result.url

@@ -89,7 +89,7 @@ def test_the_fewest_slots_near_the_best_are_chosen() -> None:
     found = tuning().analysis
     assert found is not None
     assert found.optimal_workers == 4
-    assert "slots" in found.because
+    assert "with 1 slot, at best" in found.because
 
 
 def test_a_value_that_breaks_a_promise_is_not() -> None:
