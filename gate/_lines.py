@@ -170,7 +170,7 @@ def traffic(case: Case) -> Iterator[Criterion]:
     shown = f"{ours.arrival}, {ours.prompt_tokens.mean:g} + {ours.output_tokens.mean:g} tokens"
     wrong = [
         f"{key} was {_plain(getattr(theirs, key))}, here {_plain(getattr(ours, key))}"
-        for key in ("arrival", "prompt_tokens", "output_tokens")
+        for key in ("arrival", "prompt_tokens", "output_tokens", "prefix")
         if getattr(theirs, key) != getattr(ours, key)
     ]
     yield line("traffic", shown, "mismatch" if wrong else "pass", "; ".join(wrong) or "as measured")

@@ -25,7 +25,8 @@ class Scenario(BaseModel):
 
     `burstiness`: coefficient of variation of an open loop's gaps. `stages`: (seconds, first rate, last rate) each, instead
     of one rate. `trace`: a file of moments and lengths, replayed `speed` times as fast, at most `trace_seconds` of it.
-    `prompts`: a file of prompts or conversations. `prefix_tokens`: that all prompts of one of `prefix_groups` begin with.
+    `prompts`: a file of prompts or conversations. `prefix_tokens`: that all prompts of one of `prefix_groups` begin with;
+    0: as many as the traffic's prefix has.
     `turns`: of each of the traffic's users' conversations, every one with all that was said before. `requests`: a batch
     instead of an endless closed loop.
     """
@@ -99,10 +100,11 @@ class Scenario(BaseModel):
         if shared is not None and not self.prefix_tokens and self.turns == 1:
             tokens, rate = round(shared.tokens), shared.hit_rate
             return lambda number: SharedPrefix(traffic, seed + number, prefix_tokens=tokens, hit_rate=rate)
-        if self.prefix_tokens:
-            return lambda number: SharedPrefix(
-                traffic, seed + number, prefix_tokens=self.prefix_tokens, groups=self.prefix_groups
-            )
+        prefix = self.prefix_tokens
+        if not prefix and traffic.prefix is not None and self.turns == 1:
+            prefix = round(traffic.prefix.tokens)
+        if prefix:
+            return lambda number: SharedPrefix(traffic, seed + number, prefix_tokens=prefix, groups=self.prefix_groups)
         if self.turns > 1:
             together = traffic.users or max(1, math.ceil(traffic.requests_per_second or 1.0))
             return lambda number: Conversation(traffic, seed + number, turns=self.turns, together=together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 import planner
 import tollgate.__main__ as command_line
+from bench.load._scenario import Scenario
+from gate import _lines
 from stacks import InputError, Prefix, Release, Tokens, Traffic, load_release, load_stack
 
 OLLAMA, VLLM = load_release("gemma-3-4b-ollama-8"), load_release("gemma-3-4b-vllm")
@@ -117,3 +120,22 @@ def test_the_command_line_plans_with_a_prefix_and_says_so() -> None:
     assert "90% of the prompts are found in the prefix cache" in text
     with pytest.raises(InputError, match="shared-prefix"):
         CliRunner().invoke(command_line.app, [*ask, "--shared-prefix", "1024"], catch_exceptions=False)
+
+
+def test_a_benchmark_asks_with_the_prefix_that_the_plan_counted_on() -> None:
+    asked = traffic(Prefix(tokens=900))
+    source = Scenario().sources(asked, 1, 2048)(0)
+    first, second = (source(serial).content.split() for serial in (1, 2))
+    assert first[:900] == second[:900]
+    assert first[900:] != second[900:]
+    assert len(first) == 1024
+    plain = Scenario().sources(traffic(None), 1, 2048)(0)
+    assert plain(1).content.split()[:3] != plain(2).content.split()[:3]
+
+
+def test_evidence_measured_with_another_prefix_is_of_another_traffic() -> None:
+    stack = load_stack("local-vllm").model_copy(update={"traffic": traffic(Prefix(tokens=900))})
+    for measured, outcome in ((Prefix(tokens=900), "pass"), (None, "mismatch"), (Prefix(tokens=100), "mismatch")):
+        case: Any = SimpleNamespace(stack=stack, result=SimpleNamespace(traffic=traffic(measured)))
+        (line, *_) = _lines.traffic(case)
+        assert line.outcome == outcome
