@@ -68,6 +68,9 @@ def _without_name(model: type[Release]) -> dict[str, Any]:
     made = _checked(model.model_json_schema(), "A release: what is promoted, and nothing else")
     made["properties"].pop("name")
     made["required"] = [key for key in made["required"] if key != "name"]
+    own = made["properties"]["parallelism"]
+    # One word stands for the whole of it.
+    made["properties"]["parallelism"] = {"anyOf": [{"const": "auto"}, {"$ref": own["$ref"]}], "default": own["default"]}
     return made
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import yaml
 
@@ -104,3 +105,10 @@ def test_ollama_splits_layers_over_its_gpus(tmp_path: Path) -> None:
     stack = project(tmp_path, {**OLLAMA, "count": 2}, "g2-standard-24", "auto")
     assert (stack.release.parallelism.tensor, stack.release.parallelism.pipeline) == (1, 2)
     assert planner.plan(stack).replicas_per_node == 1
+
+
+@pytest.mark.parametrize(("parallelism", "valid"), [("auto", True), ({"slots": "auto"}, True), ("all", False)])
+def test_editors_know_the_word(parallelism: object, valid: bool) -> None:
+    schema = json.loads((Path(stacks.__file__).parent / "schema" / "release.json").read_text())
+    given = yaml.safe_load(RELEASE.format(**OLLAMA, parallelism=json.dumps(parallelism)))
+    assert jsonschema_rs.validator_for(schema).is_valid(given) is valid
