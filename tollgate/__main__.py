@@ -23,6 +23,7 @@ COMMANDS = {
     "tools": "The programs that Tollgate builds or finds.",
     "bench": "Measure a stack, a Service or a URL.",
     "tune": "Try an engine's slots on a deployed stack and write the best into its release.",
+    "batch": "Many prompts that finish, each answered once.",
     "simulate": "Serve a simulated vLLM or Ollama.",
     "evidence": "List, show, verify and compare evidence.",
     "gate": "Judge a stack; exits 0 only on a pass.",

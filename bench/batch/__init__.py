@@ -9,11 +9,14 @@ from ._database import DatabaseTrouble
 from ._files import reading, writing
 from ._forecast import Eta, Forecast, Prices, span, warnings
 from ._formats import BadRow, Format, Recipe, read
+from ._http import Service
 from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
 from ._pace import Pace
 from ._queue import Queue, create, ids, is_alive, is_postgres, open_queue, remove
 from ._results import lines, write
 from ._runner import Ending, Progress, RunSettings, run
+from ._status import Status, of_progress, status
+from ._status import text as status_text
 from ._wire import EndpointSettings
 
 __all__ = [
@@ -37,18 +40,23 @@ __all__ = [
     "Recipe",
     "RunSettings",
     "RunnerReport",
+    "Service",
     "State",
+    "Status",
     "create",
     "ids",
     "is_alive",
     "is_postgres",
     "lines",
+    "of_progress",
     "open_queue",
     "read",
     "reading",
     "remove",
     "run",
     "span",
+    "status",
+    "status_text",
     "warnings",
     "write",
     "writing",

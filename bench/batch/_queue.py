@@ -269,11 +269,12 @@ class Queue:
             f"SELECT i.custom_id, {columns} FROM result r JOIN item i ON i.seq = r.seq {where} ORDER BY r.seq"
         )
 
-    def troubled(self) -> Iterator[Row]:
-        """(custom_id, tries, losses, error) of inputs that failed at least once, in order."""
-        return self.database.stream(
-            "SELECT i.custom_id, s.tries, s.losses, s.error FROM strike s JOIN item i ON i.seq = s.seq ORDER BY s.seq"
+    def unanswered(self) -> Iterator[str]:
+        """The custom_id of each input without a result, in order."""
+        rows = self.database.stream(
+            "SELECT i.custom_id FROM item i WHERE NOT EXISTS (SELECT 1 FROM result r WHERE r.seq = i.seq) ORDER BY i.seq"
         )
+        return (str(row[0]) for row in rows)
 
 
 # --- where queues are
