@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "bench" / "load" / "fake_server.py"
 SERVER_CORE, CLIENT_CORE = 0, 1
 CONNECTIONS, TOKENS = 64, 64
+# What a client may ask for beside the answer.
+_NAMES = {"id": "c", "created": 1, "model": "tiny"}
 
 
 class Instant(asyncio.Protocol):
@@ -91,7 +93,9 @@ def prepare() -> None:
     usage = {"prompt_tokens": 16, "completion_tokens": TOKENS, "total_tokens": 16 + TOKENS}
     text = " ".join(["word"] * TOKENS)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "length"}
-    body = json.dumps({"id": "c", "choices": [choice], "usage": usage}, separators=(",", ":")).encode()
+    body = json.dumps(
+        {**_NAMES, "object": "chat.completion", "choices": [choice], "usage": usage}, separators=(",", ":")
+    ).encode()
     Instant.whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
         len(body),
         body,
@@ -99,7 +103,12 @@ def prepare() -> None:
     frames: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
     frames += [{"choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * TOKENS
     frames += [{"choices": [], "usage": usage}]
-    lines = [b"data: " + json.dumps({"id": "c", **f}, separators=(",", ":")).encode() + b"\n\n" for f in frames]
+    lines = [
+        b"data: "
+        + json.dumps({**_NAMES, "object": "chat.completion.chunk", **f}, separators=(",", ":")).encode()
+        + b"\n\n"
+        for f in frames
+    ]
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(line), line) for line in [*lines, b"data: [DONE]\n\n"])
     Instant.streamed = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
