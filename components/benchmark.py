@@ -180,7 +180,9 @@ class BenchmarkJob(Component):
         verdict, evidence = record(result_text(*found), measuring)
         if verdict != "pass":
             more = "; the next up adds runs, as the pipeline's looks allow" if verdict == "inconclusive" else ""
-            pulumi.log.warn(f"the benchmark's verdict is {verdict}: tollgate evidence show {evidence[7:19]}{more}", self)
+            pulumi.log.warn(
+                f"the benchmark's verdict is {verdict}: tollgate evidence show {evidence[7:19]}{more}", self
+            )
         return verdict, evidence
 
 
