@@ -66,17 +66,8 @@ def _ground(stack: stacks.Stack) -> None:
 
 
 def _offers(stack: stacks.Stack) -> None:
-    """Whether Google has that machine there."""
+    """What Google has there, beside the machines by region, which the planner knows."""
     fleet = stack.fleet
-    machine = planner.catalog().machine(fleet.machine_type)
-    for region in fleet.regions if stack.target == "gke" and machine.regions else ():
-        if region not in machine.regions:
-            raise stacks.InputError(
-                where="tollgate:fleet.regions",
-                got=f"{machine.id} in {region}",
-                allowed=", ".join(machine.regions),
-                fix="choose regions that have this machine, or another machine",
-            )
     if fleet.reservation and stack.target == "gke" and len(fleet.zones) != 1:
         raise stacks.InputError(
             where="tollgate:fleet.zones",

@@ -34,7 +34,7 @@ class UpstreamChart:
 UPSTREAM = {
     "ollama": UpstreamChart(name="ollama", repository="https://otwld.github.io/ollama-helm", version="1.77.0"),
     "vllm": UpstreamChart(
-        name="vllm-stack", repository="https://vllm-project.github.io/production-stack", version="0.1.11"
+        name="vllm-stack", repository="https://vllm-project.github.io/production-stack", version="0.1.12"
     ),
 }
 

@@ -8,12 +8,13 @@ from typing import Any
 import planner
 import stacks
 
-from ._render import UPSTREAM, chart_of, load_seconds, nodes_per_replica, release_values, render_template
+from ._render import chart_of, load_seconds, nodes_per_replica, release_values, render_template
 
 POOL_LABEL = "tollgate.dev/pool"
 # By this GKE fills the pools of one class in an order, and moves pods back to the first.
 COMPUTE_CLASS = "cloud.google.com/compute-class"
-SECRET = "engine-secrets"
+# Not `engine-secrets`: vllm-stack makes a Secret of its own by that name.
+SECRET = "engine-keys"
 ACCOUNT = "engine"
 # Speaks every dialect without a GPU; the same image as the benchmark's.
 SIMULATOR_IMAGE = "ghcr.io/tollgate/bench:0.1.0"
@@ -149,7 +150,8 @@ def _upstream(own: dict[str, Any], stack: stacks.Stack, release: stacks.Release)
     assert parts is not None
     tag = (parts["tag"] or "latest") + (f"@{parts['digest']}" if parts["digest"] else "")
     environment = [
-        *own["server"]["env"],
+        # vllm-stack sets this one itself, and a name may stand there once.
+        *(entry for entry in own["server"]["env"] if entry["name"] != "HF_HOME"),
         {"name": "HOME", "value": "/home/engine"},
         {"name": "USER", "value": "engine"},
     ]
@@ -169,13 +171,17 @@ def _upstream(own: dict[str, Any], stack: stacks.Stack, release: stacks.Release)
         grace=own["preStopSeconds"] + own["drainSeconds"] + 10,
         selector={**own["nodeSelector"], **own["fleetSelector"]},
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, *own["tolerations"]],
-        labels={"app.kubernetes.io/part-of": "tollgate"},
+        labels={"tollgate.dev/engine": release.engine},
         pod_security={
             "seccompProfile": {"type": "RuntimeDefault"},
             "fsGroup": 1000,
             **({"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000} if restricted else {}),
         },
-        security={"allowPrivilegeEscalation": False, **({"capabilities": {"drop": ["ALL"]}} if restricted else {})},
+        security={
+            "allowPrivilegeEscalation": False,
+            "runAsNonRoot": restricted,
+            **({"capabilities": {"drop": ["ALL"]}} if restricted else {}),
+        },
         secret=own.get("secret", {"name": "", "apiKey": False, "huggingFaceToken": False}),
         extra_args=[*arguments, f"{own['server']['drainFlag']}={own['drainSeconds']}"]
         if own["server"].get("drainFlag")
@@ -191,7 +197,8 @@ def _refuse_upstream(stack: stacks.Stack, release: stacks.Release) -> None:
         "a replica over several nodes": nodes_per_replica(release) > 1,
         "serving.cache": serving.cache is not None,
         "a gateway": stack.gateway is not None,
-        "serving.api_key": serving.api_key and release.engine not in UPSTREAM,
+        # vllm-stack leaves replicas out only where it makes a ScaledObject of its own, on a label that vLLM does not have.
+        "an autoscaler": stack.fleet.nodes.min < stack.fleet.nodes.max,
         "an image without a tag": ":" not in release.image.split("@")[0].rpartition("/")[2],
     }
     found = [name for name, present in lacking.items() if present]

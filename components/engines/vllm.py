@@ -9,4 +9,4 @@ class VllmService(EngineService):
     engine = "vllm"
     waiting = "vllm:num_requests_waiting"
     memory_share = 0.92
-    upstream_service = "engine-service"
+    upstream_service = "engine-engine-service"

@@ -283,6 +283,29 @@ TOOLS: Final[tuple[Tool, ...]] = (
         optional=True,
         on_path=OnPath(program="ollama", ask=("--version",), at_least=(0, 6)),
     ),
+    Tool(
+        name="lws",
+        purpose="keeps the pods of a replica that spans nodes together",
+        version="0.7.0",
+        source=GoProgram(module="lws", package="sigs.k8s.io/lws/cmd"),
+        weight=115,
+        optional=True,
+        data=("lws-crds", "lws-webhooks"),
+    ),
+    Tool(
+        name="coscheduling",
+        purpose="a scheduler that starts all pods of a group or none",
+        version="0.33.5",
+        source=GoProgram(
+            module="scheduler-plugins",
+            package="sigs.k8s.io/scheduler-plugins/cmd/scheduler",
+            # Without it the program takes itself for Kubernetes v0.0.0 and refuses its own flags.
+            stamps=("k8s.io/component-base/version.gitVersion=v1.33.13",),
+        ),
+        weight=220,
+        optional=True,
+        data=("coscheduling-crds",),
+    ),
 )
 
 # Without the namespace: whoever installs KEDA makes it first.
@@ -310,5 +333,22 @@ DATA: Final[tuple[DataFolder, ...]] = (
         module="keda",
         dependency="github.com/kedacore/keda/v2",
         render=(("rbac.yaml", "config/minimal", _RBAC),),
+    ),
+    DataFolder(
+        name="lws-crds", version="0.7.0", module="lws", dependency="sigs.k8s.io/lws", copy=("config/crd/bases",)
+    ),
+    DataFolder(
+        name="lws-webhooks",
+        version="0.7.0",
+        module="lws",
+        dependency="sigs.k8s.io/lws",
+        render=(("webhooks.yaml", "config/webhook", ()),),
+    ),
+    DataFolder(
+        name="coscheduling-crds",
+        version="0.33.5",
+        module="scheduler-plugins",
+        dependency="sigs.k8s.io/scheduler-plugins",
+        copy=("config/crd/bases",),
     ),
 )

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[stacks.Stack, str, str]] = {
     ),
     "a machine that the region does not have": (
         with_release(with_fleet("staging", regions=["us-west2"]), "qwen3-8b-vllm"),
-        "tollgate:fleet.regions",
+        "fleet.regions",
         "us-central1",
     ),
     "a reservation without its zone": (

@@ -93,7 +93,7 @@ def test_an_upstream_chart_is_one_setting_and_pinned() -> None:
     upstream = stack.model_copy(update={"release": stack.release.model_copy(update={"chart": "upstream"})})
     helm = made(upstream).one("Release", "engine").inputs
     assert helm["chart"] == "vllm-stack"
-    assert helm["version"] == "0.1.11"
+    assert helm["version"] == "0.1.12"
     assert helm["repositoryOpts"] == {"repo": "https://vllm-project.github.io/production-stack"}
     assert values.release_digest(stack.release) != values.release_digest(upstream.release)
 
@@ -110,7 +110,7 @@ def test_keys_are_secrets_of_the_stack_and_stay_secret() -> None:
     assert "stringData" in secret.secret
     assert set(secret.inputs["stringData"]) == {"api-key", "hugging-face-token"}
     helm = recording.one("Release", "engine-us-west1").inputs["values"]
-    assert helm["secret"] == {"name": "engine-secrets", "apiKey": True, "huggingFaceToken": True}
+    assert helm["secret"] == {"name": "engine-keys", "apiKey": True, "huggingFaceToken": True}
     assert "sk-1" not in str(helm)
 
 
