@@ -140,6 +140,12 @@ class Closed:
     errors: int
     cost: float
 
+    @property
+    def note(self) -> str:
+        return (
+            f"p99 {self.p99:.2f} ms; {self.cost:.1f} us of processor time each, {1e6 / self.cost:,.0f} per core-second"
+        )
+
 
 def wrk(process: psutil.Process, url: str, script: Path, seconds: int) -> Closed:
     """64 connections for so long, after a second of warm-up."""
@@ -220,7 +226,7 @@ def closed(seconds: int, turns: int, folder: Path) -> list[Row]:
     for kind, promise in (("whole", 45_000.0), ("text", 45_000.0), ("parsed", None), ("stream", 14_000.0)):
         one = best[f"simulator {kind}"]
         other = best[f"uvicorn {'stream' if kind == 'stream' else 'whole'}"]
-        note = f"p99 {one.p99:.2f} ms, {one.cost:.1f} us of processor time each"
+        note = one.note
         rows.append(Row(name=f"64 tokens, {words[kind]}", value=one.rate, unit="req/s", promise=promise, note=note))
         rows.append(Row(name="    to uvicorn's bare ASGI", value=one.rate / other.rate, unit="x", promise=1.0))
         if nginx is not None and kind != "stream":
@@ -232,7 +238,7 @@ def closed(seconds: int, turns: int, folder: Path) -> list[Row]:
     for name in ("uvicorn whole", "uvicorn stream", "nginx"):
         if name in best:
             one = best[name]
-            note = f"p99 {one.p99:.2f} ms, {one.cost:.1f} us of processor time each"
+            note = one.note
             rows.append(Row(name=f"({name})", value=one.rate, unit="req/s", note=note))
     rows.append(Row(name="errors of the simulator in these", value=errors, unit="", promise=0.0, at_most=True))
     return rows
@@ -313,14 +319,15 @@ def hold(port: int, address: str, streams: int) -> None:
     for at in range(streams):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.bind((address, 0))
-        for attempt in range(50):
-            try:
-                sock.connect(("127.0.0.1", port))
-                break
-            except OSError:
-                time.sleep(0.02 * (attempt + 1))
-        sock.sendall(request)
+        sock.settimeout(30)
+        try:
+            sock.bind((address, 0))
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(request)
+        except OSError as error:
+            print(f"stream {at} from {address}: {error}", file=sys.stderr)
+            sock.close()
+            continue
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ)
         opened.append(sock)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,17 @@ def test_the_same_seed_says_the_same(serve: Callable[..., Any]) -> None:
         said.append([chat(served).json()["choices"][0]["message"]["content"] for _ in range(3)])
         served.stop()
     assert said[0] == said[1] != said[2]
+
+
+def test_a_gpu_that_throttles_is_fast_at_first_and_slow_when_it_has_worked_for_long(serve: Callable[..., Any]) -> None:
+    served = serve(
+        "vllm", "gemma-3-4b-it", "--max-model-len", "2048", TOLLGATE_SIM_SPEED="10", TOLLGATE_SIM_THROTTLE_AFTER="600ms",
+        TOLLGATE_SIM_THROTTLE_FACTOR="0.2", TOLLGATE_ACCELERATOR="nvidia-l4",
+    )  # fmt: skip
+    body = {"model": "gemma-3-4b-it", "prompt": "a b", "max_tokens": 300, "ignore_eos": True, "stream": True}
+    times = []
+    with httpx2.stream("POST", served.url + "/v1/completions", json=body, timeout=30) as response:
+        times = [time.monotonic() for line in response.iter_lines() if line.startswith("data: {")]
+    assert len(times) == 300
+    early, late = times[80] - times[10], times[299] - times[229]
+    assert 3.0 < late / early < 6.0
