@@ -187,11 +187,11 @@ class Change(Model):
             return f"{self.stack}: no change"
         hourly = self.amounts("expected")
         if status == "removed":
-            return f"{self.stack}: removed, −{money(hourly.usd_per_hour_before)}/h{self._unknown('before')} expected"
+            return f"{self.stack}: removed, {self._price(hourly.usd_per_hour_before, 'before', '−')}"
         if status == "new":
             counted = _counted(self.after_pools, "peak")
             nodes = ", ".join(f"{plain(number)} {name}" for name, number in counted.items())
-            price = f"{money(hourly.usd_per_hour_after)}/h{self._unknown('after')} expected"
+            price = self._price(hourly.usd_per_hour_after, "after")
             return f"{self.stack}: new, {nodes + ' at peak, ' if nodes else ''}{price}"
         parts = [*self.gate_words, *self._node_words(), *self._money_words(), *self.release_words, *self.plan_words]
         recreated = [event for event in self.events if event.type.endswith(":NodePool")]
@@ -202,14 +202,14 @@ class Change(Model):
     @property
     def after_pools(self) -> tuple[Item, ...]:
         """GPU pools as they would be, with any node at peak; without such, the others."""
-        pools = self.after.gpu_pools if self.after else ()
-        return tuple(pool for pool in pools if pool.quantity.peak) or (self.after.pools if self.after else ())
+        pools = _telling(self.after)
+        return tuple(pool for pool in pools if pool.quantity.peak) or pools
 
     def _node_words(self) -> list[str]:
         """`+5 g2-standard-8 at peak` per machine type; the bounds where only those move."""
         words = []
         for level, said in (("peak", "at peak"), ("max", "at most"), ("min", "at least")):
-            old, new = (_counted(shape.pools if shape else (), level) for shape in (self.before, self.after))
+            old, new = (_counted(_telling(shape), level) for shape in (self.before, self.after))
             moved = {name: new.get(name, ZERO) - old.get(name, ZERO) for name in sorted({*old, *new})}
             words += [f"{_signed(plain(abs(by)), by)} {name} {said}" for name, by in moved.items() if by]
             if words:
@@ -217,31 +217,46 @@ class Change(Model):
         return words
 
     def _money_words(self) -> list[str]:
+        """A difference of sums that lack something is no difference: what lacks is named instead."""
         now, most = self.amounts("expected"), self.amounts("max")
+        if self.partial("after"):
+            return [f"cost not known: {self.missing('after')} UNPRICED"]
+        if self.partial("before"):
+            before = self.missing("before")
+            return [f"{money(now.usd_per_hour_after)}/h expected, before it was not known: {before} UNPRICED"]
         words = []
         if cents(now.usd_per_hour_change):
-            before = now.usd_per_hour_before
-            share = f" ({_signed(f'{abs(now.usd_per_hour_change / before * 100):.0f}', now.usd_per_hour_change)} %)"
-            words.append(f"{signed(now.usd_per_hour_change)}/h expected{share if before and not self._holes else ''}")
+            before_usd = now.usd_per_hour_before
+            share = ""
+            if before_usd:
+                percent = abs(now.usd_per_hour_change / before_usd * 100)
+                share = f" ({_signed(f'{percent:.0f}', now.usd_per_hour_change)} %)"
+            words.append(f"{signed(now.usd_per_hour_change)}/h expected{share}")
         if cents(most.usd_per_hour_change) and cents(most.usd_per_hour_change) != cents(now.usd_per_hour_change):
             words.append(f"{signed(most.usd_per_hour_change)}/h at most")
-        if self.partial("after"):
-            missing = ", ".join(dict.fromkeys(entry.name for entry in self._without_price("after")))
-            words.append(f"and {missing} UNPRICED")
         return words
 
     @property
-    def _holes(self) -> bool:
-        return self.partial("before") or self.partial("after")
+    def known(self) -> bool:
+        """Whether both sums are whole, so that their difference says something."""
+        return not (self.partial("before") or self.partial("after"))
 
-    def _without_price(self, when: Literal["before", "after"]) -> list[Unpriced]:
+    def missing(self, when: Literal["before", "after"]) -> str:
+        """What has no price on that side: machines, or else whatever it is."""
         shape = self.before if when == "before" else self.after
-        names = {item.machine_type or item.name for item in (shape.items if shape else ()) if item.usd_per_hour is None}
-        return [entry for entry in (shape.unpriced if shape else ()) if entry.name in names]
+        lacking = [item for item in (shape.items if shape else ()) if item.usd_per_hour is None]
+        machines = dict.fromkeys(str(item.machine_type) for item in lacking if item.machine_type)
+        return ", ".join(machines or dict.fromkeys(item.key for item in lacking))
 
-    def _unknown(self, when: Literal["before", "after"]) -> str:
-        names = dict.fromkeys(entry.name for entry in self._without_price(when))
-        return f" and {', '.join(names)} UNPRICED" if names else ""
+    def _price(self, value: Decimal, when: Literal["before", "after"], sign: str = "") -> str:
+        """A sum, and what is not in it."""
+        parts = [f"{sign}{money(value)}/h expected"] if cents(value) or not self.partial(when) else []
+        return " and ".join([*parts, *([f"{self.missing(when)} UNPRICED"] if self.partial(when) else [])])
+
+
+def _telling(shape: Shape | None) -> tuple[Item, ...]:
+    """The pools that a headline counts: those with GPUs, or all where there are none."""
+    return (shape.gpu_pools or shape.pools) if shape else ()
 
 
 def _counted(pools: Iterable[Item], level: str) -> dict[str, Decimal]:

@@ -43,7 +43,7 @@ Days = Mapping[str, Sequence[float]]
 
 
 def evaluate(root: Path, names: Sequence[str], days: Days | None = None) -> dict[str, Evaluation]:
-    """Evaluate the program of the checkout at `root` for these stacks. Raises TollgateError when it cannot even start."""
+    """Evaluate the program of the checkout at `root` for these stacks; what cannot be evaluated says why."""
     if not names:
         return {}
     env = {key: value for key, value in os.environ.items() if key in _PASSED or key.startswith(_PASSED_PREFIXES)}
@@ -53,18 +53,18 @@ def evaluate(root: Path, names: Sequence[str], days: Days | None = None) -> dict
     command = [sys.executable, "-m", "components.evaluate", *names]
     try:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise stacks.TollgateError(f"evaluating {', '.join(names)} took more than {_LIMIT_SECONDS} s") from None
+        said, why = done.stdout, (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    except subprocess.TimeoutExpired as stopped:
+        # Always bytes on a time-out, whatever was asked for.
+        said = stopped.stdout.decode(errors="replace") if isinstance(stopped.stdout, bytes) else ""
+        why = f"it took more than {_LIMIT_SECONDS} s"
     found: dict[str, Evaluation] = {}
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         entry = _read(line)
         if entry is not None and entry.stack in names:
             found[entry.stack] = entry
-    missing = [name for name in names if name not in found]
-    if missing:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise stacks.TollgateError(f"evaluating {', '.join(missing)} failed: {last}")
-    return found
+    missing = {name: Evaluation(stack=name, error=f"the program ended: {why}") for name in names if name not in found}
+    return {**found, **missing}
 
 
 def _read(line: str) -> Evaluation | None:
@@ -102,20 +102,14 @@ def evaluate_both(
         wanted = list(names) or sorted({*here, *there})
         touched = _touched(root, folder, base, wanted)
         now = pool.submit(evaluate, root, [name for name in wanted if name in here], days(root))
-        old = pool.submit(_at_base, folder, [name for name in wanted if name in there and name in touched], days)
+        old = pool.submit(
+            evaluate, folder, [name for name in wanted if name in there and name in touched], days(folder)
+        )
         after, before = now.result(), old.result()
     found: dict[str, Evaluation | None] = {
         name: before.get(name) if name in touched else after.get(name) for name in wanted
     }
     return after, found, wanted
-
-
-def _at_base(folder: Path, names: Sequence[str], days: Callable[[Path], Days]) -> dict[str, Evaluation]:
-    """As `evaluate`; what keeps a base from being evaluated at all is said of each of its stacks."""
-    try:
-        return evaluate(folder, names, days(folder))
-    except stacks.TollgateError as error:
-        return {name: Evaluation(stack=name, error=str(error)) for name in names}
 
 
 def _touched(root: Path, folder: Path, base: str, names: Sequence[str]) -> set[str]:

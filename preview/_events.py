@@ -225,6 +225,8 @@ def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, Any,
 def _said(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value)

@@ -183,7 +183,20 @@ def raised(changes: Sequence[Change], now: Limits, before: Limits) -> list[Findi
 
 
 def _over(rule: str, stack: str | None, who: str, changes: Iterable[Change], budget: Budget) -> list[Finding]:
-    sums = [change.amounts(budget.at) for change in changes]
+    chosen = list(changes)
+    lacking = [change for change in chosen if change.partial("after")]
+    if lacking and (budget.warn or budget.fail):
+        # What has no price could cost anything: a limit is not kept by not knowing.
+        named = "; ".join(f"{change.stack}: {change.missing('after')}" for change in lacking)
+        return [
+            Finding(
+                level="fail" if budget.fail else "warn",
+                rule=rule,
+                stack=stack,
+                message=f"{who}: the budget cannot be judged, unpriced is {named}",
+            )
+        ]
+    sums = [change.amounts(budget.at) for change in chosen]
     before, after = (
         total(one.usd_per_hour_before for one in sums),
         total(one.usd_per_hour_after for one in sums),

@@ -18,6 +18,7 @@ import stacks
 from ._model import HOURS_PER_MONTH
 
 _FILE = Path(__file__).with_name("rates.yaml")
+_DIGITS = Decimal("1e-12")
 _PER = {"hour": Decimal(1), "GiB-month": HOURS_PER_MONTH, "GiB": Decimal(1)}
 
 
@@ -63,7 +64,8 @@ def parse_rates(text: str) -> dict[tuple[str, str], Rate]:
     found: dict[tuple[str, str], Rate] = {}
     for number, entry in enumerate(yaml.safe_load(text)["rates"], start=1):
         try:
-            usd = Decimal(str(entry["usd"])) / _PER[entry["per"]]
+            # So few digits that sums and differences of them stay exact.
+            usd = (Decimal(str(entry["usd"])) / _PER[entry["per"]]).quantize(_DIGITS)
             if not 0 < usd < 10_000:
                 raise ValueError("usd must be above 0")
             rate = Rate(usd_per_hour=usd, source=str(entry["source"]), as_of=str(entry["as_of"]))

@@ -62,7 +62,7 @@ class _Found:
         )
         self.items.append(item)
         if rate is None:
-            self.unpriced.append(Unpriced(name=item.machine_type or item.name, why=why))
+            self.unpriced.append(Unpriced(name=item.machine_type or f"{item.kind} {item.name}", why=why))
 
 
 def shape(
@@ -210,7 +210,7 @@ def _node_pool(found: _Found, one: Resource, quantity: Quantity | None = None, *
         profile=first.get("gpuPartitionSize"), note=note,
     )  # fmt: skip
     size, disk = _number(config.get("diskSizeGb"), _DISK_GB), str(config.get("diskType") or _DISK_TYPE)
-    _disk(found, one["name"], disk, region, quantity.times(size), f"boot disks of {size:f} GiB {disk}")
+    _disk(found, one["name"], disk, region, quantity.times(size), f"boot disks of {size.normalize():f} GiB {disk}")
     for extra in config.get("secondaryBootDisks") or []:
         image = str(extra.get("diskImage", "an image")).rpartition("/")[2]
         found.unpriced.append(

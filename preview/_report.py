@@ -143,6 +143,7 @@ def alerts(document: Report) -> tuple[list[str], list[str]]:
     """What must not be overlooked, graver things first: (red, yellow)."""
     red = [finding.message for finding in document.findings if finding.level == "fail"]
     yellow = [finding.message for finding in document.findings if finding.level == "warn"]
+    lost: dict[str, list[str]] = {}
     for stack in document.stacks:
         for event in stack.events:
             if event.stateful or event.type == NODE_POOL:
@@ -150,10 +151,11 @@ def alerts(document: Report) -> tuple[list[str], list[str]]:
         if stack.error is not None:
             red.append(f"{stack.stack} cannot be evaluated")
         if stack.base_error is not None:
-            said = stack.base_error.splitlines()[0]
-            yellow.append(f"{stack.stack} cannot be evaluated at the base, so all of it counts as new: {said}")
+            lost.setdefault(stack.base_error.splitlines()[0], []).append(stack.stack)
         red += [f"{stack.stack}: {words}" for words in stack.gate if "TAKEN AWAY" in words]
         red += [f"{stack.stack}: {words}" for words in stack.plan if "BREAKS" in words]
+    for why, names in lost.items():
+        yellow.append(f"{', '.join(names)} cannot be evaluated at the base, so all of it counts as new: {why}")
     return red, yellow
 
 
@@ -214,13 +216,18 @@ def _headline(changes: Sequence[Change]) -> str:
         return f"no change in {len(changes)} stack{'' if len(changes) == 1 else 's'}"
     if len(shown) == 1:
         return shown[0].headline
-    grown = total(change.amounts("expected").usd_per_hour_change for change in shown if change.error is None)
-    broken = sum(change.error is not None for change in shown)
-    words = f"{len(shown)} of {len(changes)} stacks change: {signed(grown)}/h expected in all"
-    holes = any(change.partial("before") or change.partial("after") for change in shown)
-    return (
-        words + (", without what is unpriced" if holes else "") + (f", {broken} cannot be evaluated" if broken else "")
-    )
+    whole = [change for change in shown if change.error is None and change.known]
+    words = [f"{len(shown)} of {len(changes)} stacks change"]
+    if whole:
+        grown = total(change.amounts("expected").usd_per_hour_change for change in whole)
+        words[0] += f": {signed(grown)}/h expected in all"
+    for word, names in (
+        ("the cost of {} is not known", [one.stack for one in shown if one.error is None and not one.known]),
+        ("{} cannot be evaluated", [one.stack for one in shown if one.error is not None]),
+    ):
+        if names:
+            words.append(word.format(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")))
+    return ", ".join(words)
 
 
 def _worth(change: Change, limits: Limits) -> bool:
@@ -228,7 +235,7 @@ def _worth(change: Change, limits: Limits) -> bool:
     if change.status == "unchanged":
         return False
     said = bool(change.events or change.release_words or change.gate_words or change.base_error)
-    said = said or change.status in ("new", "removed", "broken") or change.partial("after") or change.partial("before")
+    said = said or change.status in ("new", "removed", "broken") or not change.known
     moved = max(abs(change.amounts(level).usd_per_hour_change) for level in LEVELS)
     if said or not limits.comment_above_usd_per_hour:
         return True

@@ -37,7 +37,7 @@ def preview(
     ] = None,
     prices: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Another price book (CSV).")] = None,
 ) -> None:
-    """Cost and node changes. Exits 0, 1 when a program fails, 2 on wrong input, 4 when a limit of stacks/preview.yaml is passed."""
+    """Cost and node changes. Exits 0; 1 when a program fails, 2 on wrong input, 4 over a limit of stacks/preview.yaml."""
     import preview as room
 
     forms = {"--markdown": markdown, "--json": as_json, "--html": html, "--infracost": infracost}
@@ -175,10 +175,7 @@ def _stated(root: Path, names: Sequence[str], days: Any, book: Path | None) -> l
 def _plans(root: Path, names: Sequence[str], days: Any) -> Mapping[str, Any]:
     import preview as room
 
-    try:
-        return room.evaluate(root, names, days)
-    except stacks.TollgateError:
-        return {}
+    return room.evaluate(root, names, days)
 
 
 def _with_evidence(change: Any, root: Path, *, offline: bool) -> Any:
