@@ -117,6 +117,22 @@ def test_slices_never_add_up_to_more_than_the_card(pair: tuple[str, str]) -> Non
 
 
 @settings(max_examples=25, deadline=None)
+@given(MODELS, st.sampled_from(["a100", "a100-80gb", "h100"]), st.integers(1, 2000))
+def test_no_plan_cuts_more_out_of_a_card_than_it_has(model: str, gpu: str, users: int) -> None:
+    found = planner.choices(planner.Search(model=model, traffic=closed(users, 0.0, 64), gpus=[gpu]))
+    card = CATALOG.gpu(gpu)
+    for choice in found:
+        machine = CATALOG.machine(choice.machine_type)
+        if choice.mig_profile is None:
+            assert choice.replicas_per_node * choice.tensor <= machine.gpus
+            continue
+        slice_ = card.mig[choice.mig_profile]
+        assert choice.replicas_per_node * slice_.memory_bytes <= machine.gpus * card.memory_bytes
+        assert choice.replicas_per_node * slice_.bandwidth_share <= machine.gpus
+        assert choice.replicas_per_node * slice_.compute_share <= machine.gpus
+
+
+@settings(max_examples=25, deadline=None)
 @given(MODELS, GPUS, PAIRS, st.integers(1, 2000))
 def test_choices_cost_their_nodes_and_the_front_trades_cost_for_latency(
     model: str, gpu: str, pair: tuple[str, str], users: int
