@@ -241,7 +241,8 @@ def haproxy(
     lines = [
         "global",
         "    log stdout format raw local0 info",
-        "    maxconn 20000",
+        # Two descriptors each: more than a node's limit for a process without rights, and it would not start at all.
+        "    maxconn 8000",
         f"    hard-stop-after {drain_seconds}s",
         "defaults",
         "    mode http",
@@ -279,12 +280,12 @@ def haproxy(
         f"    default_backend {main.service}",
         "frontend metrics",
         "    bind :8404",
-        "    no log",
+        "    http-request set-log-level silent",
         "    http-request use-service prometheus-exporter if { path /metrics }",
     ]
     for one in backends:
         balance = (
-            [f"    balance hdr({gateway.header})", "    hash-type consistent xxh3"]
+            [f"    balance hdr({gateway.header})", "    hash-type consistent sdbm avalanche"]
             if gateway.affinity == "session"
             else ["    balance leastconn"]
         )

@@ -306,6 +306,15 @@ TOOLS: Final[tuple[Tool, ...]] = (
         optional=True,
         data=("coscheduling-crds",),
     ),
+    Tool(
+        name="haproxy",
+        purpose="the gateway's proxy, to try its configuration",
+        version="",
+        source=DebianPackages(program="usr/sbin/haproxy", package="haproxy"),
+        weight=0,
+        optional=True,
+        on_path=OnPath(program="haproxy", ask=("-v",), at_least=(2, 4), sbin=True),
+    ),
 )
 
 # Without the namespace: whoever installs KEDA makes it first.

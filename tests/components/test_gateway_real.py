@@ -1,0 +1,222 @@
+"""The gateway's configuration in a real HAProxy before small servers: what balances, checks, remembers and splits.
+
+HAProxy is optional: `tollgate tools build --with haproxy`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import stacks
+from components.gateway import HEALTH_PATH, Backend, haproxy
+from local import tools
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Replica:
+    """Answers with its name; `/hold` waits until it is let go, `/health` says whether it is well."""
+
+    name: str
+    port: int = field(default_factory=free_port)
+    well: bool = True
+    asked: int = 0
+    release: threading.Event = field(default_factory=threading.Event)
+    server: ThreadingHTTPServer | None = None
+
+    def start(self) -> None:
+        replica = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path == "/health":
+                    return self.say(200 if replica.well else 503)
+                replica.asked += 1
+                if self.path == "/hold":
+                    replica.release.wait(30)
+                return self.say(200)
+
+            def say(self, status: int) -> None:
+                body = replica.name.encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.release.set()
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.server = None
+
+
+@dataclass
+class Proxy:
+    port: int
+    replicas: dict[str, list[Replica]]
+
+    def ask(self, path: str = "/", headers: dict[str, str] | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path, headers=headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def wait(self, status: int, seconds: float = 15) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if self.ask(HEALTH_PATH)[0] == status:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"the gateway's health never was {status}")
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, backends: dict[str, tuple[int, float]], **options: object) -> Iterator[Proxy]:
+    """HAProxy on our configuration; `backends`: name -> (replicas, percent). Addresses stand in for the cluster's DNS."""
+    try:
+        program = tools.path("haproxy")
+    except stacks.TollgateError:
+        pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
+    replicas = {name: [Replica(f"{name}-{number}") for number in range(count)] for name, (count, _) in backends.items()}
+    for replica in (one for group in replicas.values() for one in group):
+        replica.start()
+    given = [
+        Backend(service=name, engine="vllm", port=8000, health="/health", most=count, percent=percent)
+        for name, (count, percent) in backends.items()
+    ]
+    text = haproxy(stacks.Gateway.model_validate(options), "ns", given, 10)
+    port = free_port()
+    text = text.replace("bind :8080", f"bind 127.0.0.1:{port}").replace("bind :8404", f"bind 127.0.0.1:{free_port()}")
+    for name, group in replicas.items():
+        lines = "\n".join(f"    server {one.name} 127.0.0.1:{one.port}" for one in group)
+        text, number = re.subn(rf"    server-template pod \d+ {name}-pods\.ns\..*", lines, text)
+        assert number == 1
+    # Names are not looked up here.
+    text = text.replace(" resolvers cluster init-addr none", "")
+    (folder / "haproxy.cfg").write_text(text)
+    process = subprocess.Popen([str(program), "-db", "-f", str(folder / "haproxy.cfg")], stdout=subprocess.DEVNULL)
+    try:
+        proxy = Proxy(port=port, replicas=replicas)
+        proxy.wait(200)
+        yield proxy
+    finally:
+        process.terminate()
+        process.wait(10)
+        for replica in (one for group in replicas.values() for one in group):
+            replica.stop()
+
+
+def test_the_configuration_is_valid_to_haproxy_itself(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (1, 90), "engine-candidate": (1, 10)}, affinity="session") as proxy:
+        assert proxy.ask()[0] == 200
+
+
+def test_the_replica_with_the_fewest_open_requests_is_asked(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (2, 100)}) as proxy:
+        busy, idle = proxy.replicas["engine"]
+        threading.Thread(target=proxy.ask, args=("/hold",), daemon=True).start()
+        end = time.monotonic() + 5
+        while busy.asked + idle.asked < 1 and time.monotonic() < end:
+            time.sleep(0.02)
+        if idle.asked:
+            busy, idle = idle, busy
+        # One stream is open on the first: what is short goes to the second, unless its last answer still counts as open.
+        asked: Counter[str] = Counter()
+        for _ in range(20):
+            asked[proxy.ask()[1]] += 1
+            time.sleep(0.03)
+        assert asked[idle.name] >= 17
+        busy.release.set()
+
+
+def test_three_failed_checks_take_a_replica_out_and_nobody_notices(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (2, 100)}) as proxy:
+        one, other = proxy.replicas["engine"]
+        one.well = False
+        began = time.monotonic()
+        while time.monotonic() < began + 15:
+            status, _ = proxy.ask()
+            assert status == 200
+            before = one.asked
+            if time.monotonic() > began + 8:
+                break
+            time.sleep(0.05)
+        assert [proxy.ask()[1] for _ in range(10)] == [other.name] * 10
+        assert one.asked == before
+        # And it comes back by itself.
+        one.well = True
+        end = time.monotonic() + 15
+        while one.name not in {proxy.ask()[1] for _ in range(4)}:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_a_replica_that_is_gone_costs_no_request(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (2, 100)}) as proxy:
+        proxy.replicas["engine"][0].stop()
+        assert [proxy.ask()[0] for _ in range(40)] == [200] * 40
+
+
+def test_without_any_replica_the_gateway_says_so_to_load_balancers(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (1, 100)}) as proxy:
+        proxy.replicas["engine"][0].stop()
+        proxy.wait(503)
+
+
+def test_a_session_stays_with_its_replica_and_sessions_are_spread(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (3, 100)}, affinity="session") as proxy:
+        homes = {}
+        for session in range(30):
+            answers = {proxy.ask(headers={"x-session-id": f"user-{session}"})[1] for _ in range(4)}
+            assert len(answers) == 1
+            homes[session] = answers.pop()
+        assert len(set(homes.values())) == 3
+
+
+@pytest.mark.parametrize("affinity", ["none", "session"])
+def test_a_candidate_gets_its_share(affinity: str, tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (1, 80), "engine-candidate": (1, 20)}, affinity=affinity) as proxy:
+        asked = Counter(proxy.ask(headers={"x-session-id": f"user-{number}"})[1] for number in range(600))
+        # 120 wanted; five standard deviations are 49.
+        assert 71 <= asked["engine-candidate-0"] <= 169
+
+
+def test_a_candidate_that_is_not_there_takes_no_requests(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (1, 50), "engine-candidate": (1, 50)}) as proxy:
+        proxy.replicas["engine-candidate"][0].stop()
+        time.sleep(7)
+        assert {proxy.ask() for _ in range(30)} == {(200, "engine-0")}
