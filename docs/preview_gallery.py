@@ -206,8 +206,8 @@ h3 {{ font-size: 17px; margin: 12px 0; }} table {{ border-collapse: collapse; ma
 th, td {{ border: 1px solid #d1d9e0; padding: 5px 12px; }} tr:nth-child(2n) {{ background: #f6f8fa; }}
 blockquote {{ margin: 12px 0; padding: 2px 14px; border-left: 4px solid; }} blockquote ul {{ padding-left: 20px; margin: 6px 0; }}
 blockquote.c {{ border-color: #cf222e; }} blockquote.c b {{ color: #cf222e; }} blockquote.w {{ border-color: #9a6700; }}
-blockquote.w b {{ color: #9a6700; }} sub {{ color: #59636e; }} details {{ margin: 8px 0; }} code {{ background: #eff1f3; padding: 2px 5px;
-  border-radius: 5px; }} pre {{ background: #f6f8fa; padding: 10px; }}
+blockquote.w b {{ color: #9a6700; }} sub {{ color: #59636e; }} details {{ margin: 8px 0; }}
+code {{ background: #eff1f3; padding: 2px 5px; border-radius: 5px; }} pre {{ background: #f6f8fa; padding: 10px; }}
 </style><div class="comment"><div class="who"><b>github-actions</b> bot commented</div>
 <div class="body">{body}</div></div>"""
 
@@ -257,9 +257,10 @@ def main() -> None:
         text = preview.markdown(part)
         (OUT / f"{case.name}.md").write_text(text, encoding="utf-8")
         picture(text, OUT / f"{case.name}.png")
+    few = tuple(one for one in report.stacks if one.stack in ("l4-to-mig", "max-raised"))
     page = OUT / "page.html"
-    page.write_text(preview.page(report.model_copy(update={"base": "main"})), encoding="utf-8")
-    screenshot(page, OUT / "page.png", 1100)
+    page.write_text(preview.page(report.model_copy(update={"base": "main", "stacks": few})), encoding="utf-8")
+    screenshot(page, OUT / "page.png", 900)
 
 
 if __name__ == "__main__":

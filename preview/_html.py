@@ -6,7 +6,7 @@ from decimal import Decimal
 from html import escape
 
 from ._changes import Amounts, Line, money, plain
-from ._markdown import arrow, dollars, each, prices_words, tokens_words
+from ._markdown import arrow, dollars, each, prices_words, release_words, tokens_words
 from ._model import LEVELS, Item, amount
 from ._report import Report, StackReport, alerts
 
@@ -88,6 +88,8 @@ def _table(stack: StackReport) -> str:
     rows = []
     for level, amounts in zip(LEVELS, _levels(stack), strict=True):
         way = "up" if amounts.usd_per_hour_change > 0 else "down" if amounts.usd_per_hour_change < 0 else ""
+        # Half of a sum is no longer bar and no shorter one.
+        whole = not (stack.partial_before or stack.partial_after)
         tokens = ""
         if level == "expected":
             tokens = arrow(
@@ -108,11 +110,12 @@ def _table(stack: StackReport) -> str:
                 ("old", "before", amounts.usd_per_hour_before),
                 ("new", "after", amounts.usd_per_hour_after),
             )
+            if whole
         )
         nodes = arrow(plain(amounts.nodes_before), plain(amounts.nodes_after), new=new, gone=gone)
         rows.append(
             f'<tr><td class="left nowrap">{_NAMES[level]}</td><td class="nowrap">{nodes}</td>'
-            f'<td class="nowrap {way}">{costs[0]}</td><td class="nowrap">{costs[1]}</td>'
+            f'<td class="nowrap {way if whole else ""}">{costs[0]}</td><td class="nowrap">{costs[1]}</td>'
             f'<td class="nowrap">{tokens}</td><td class="bars">{bars}</td></tr>'
         )
     head = "<tr><th></th><th>nodes</th><th>$/h</th><th>$/month</th><th>$/1M tokens</th><th>before, after</th></tr>"
@@ -124,7 +127,7 @@ def _levels(stack: StackReport) -> list[Amounts]:
 
 
 def _facts(stack: StackReport) -> str:
-    facts = [("release", ", ".join(stack.release)), ("gate", ", ".join(stack.gate)), ("plan", ", ".join(stack.plan))]
+    facts = [("release", release_words(stack)), ("gate", ", ".join(stack.gate)), ("plan", ", ".join(stack.plan))]
     if stack.evidence is not None and stack.evidence.state != "not asked":
         facts.append(("evidence", stack.evidence.words))
     facts.append(("unpriced", "; ".join(f"{entry.name} ({entry.why})" for entry in stack.unpriced)))

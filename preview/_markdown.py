@@ -113,7 +113,7 @@ def _about(stack: StackReport) -> list[str]:
     """Release, gate, plan, evidence, and what has no price, a line each."""
     lines = []
     if stack.release:
-        lines.append(f"- **release** {safe(', '.join(stack.release))}")
+        lines.append(f"- **release** {safe(release_words(stack))}")
     if stack.gate:
         lines.append(f"- **gate** {safe(', '.join(stack.gate))}")
     if stack.plan:
@@ -160,6 +160,11 @@ def _resource(line: Line) -> str:
     cells = [f"{mark}{safe(line.item.name)}{mark} {line.item.kind}", safe(what)]
     cells += [arrow(side(before, one), side(after, one)) for one in ("each", "amount", "cost")]
     return f"| {' | '.join(cells)} |"
+
+
+def release_words(stack: StackReport) -> str:
+    """What of the release changes, below a heading that says `release` already."""
+    return ", ".join(stack.release).removeprefix("release ")
 
 
 def dollars(value: Decimal, *, partial: bool) -> str:
