@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from stacks import OBJECTIVES, InputError, Objectives, Traffic
 
@@ -135,23 +136,30 @@ def frontier(search: Search, *, prices: PriceBook | None = None, found: Sequence
             if spans <= most:
                 starts.append((spans * way.pipeline * offer.price(search), way, offer, spans, most, station))
     dearest = _DEAREST * min((start[0] for start in starts), default=0.0)
-    points = [choice for choice in found if math.isfinite(choice.predicted["e2e_p95_seconds"])]
+    # (cost, latency, the choice when it is asked for): nearly all points are beaten, and only the others are worked out.
+    points: list[tuple[float, float, Callable[[], Choice]]] = [
+        (_cost(choice, search), choice.predicted["e2e_p95_seconds"], partial(_same, choice)) for choice in found
+    ]
     for cost, way, offer, first, most, station in starts:
         spans = first
         while spans <= most and cost * spans / first <= dearest:
-            point = _at(way, offer, search, spans * way.pipeline, station)
-            if math.isfinite(point.predicted["e2e_p95_seconds"]):
-                points.append(point)
-            if point.predicted["running"] <= 1.0:
+            prediction = station.predict(spans * _per_node(way, offer.machine), search.traffic)
+            make = partial(_at, way, offer, search, spans * way.pipeline, station)
+            points.append((cost * spans / first, prediction.e2e_p95_seconds, make))
+            if prediction.running <= 1.0:
                 break
             spans *= 2
     front: list[Choice] = []
     best = math.inf
-    for point in sorted(points, key=lambda c: (_cost(c, search), c.predicted["e2e_p95_seconds"])):
-        if point.predicted["e2e_p95_seconds"] < best * 0.9:
-            best = point.predicted["e2e_p95_seconds"]
-            front.append(point)
+    for _, latency, chosen in sorted(points, key=lambda point: point[:2]):
+        if latency < best * 0.9:
+            best = latency
+            front.append(chosen())
     return tuple(front)
+
+
+def _same(choice: Choice) -> Choice:
+    return choice
 
 
 def limits(search: Search, *, prices: PriceBook | None = None) -> dict[str, float]:
@@ -314,7 +322,11 @@ def _needed(station: Station, search: Search, most: int) -> int:
         return 1
     # Doubling first, from what the promised rate needs at least: the answer is mostly far below the quota.
     top = min(most, search.traffic.users) if search.traffic.users else most
-    low = high = max(1, min(top, math.floor(_least_rate(search) / station.capacity)))
+    least = math.floor(_least_rate(search) / station.capacity)
+    if search.objectives is None and search.traffic.arrival == "closed" and not search.traffic.think_seconds:
+        # All users ask at once: with fewer replicas, one waits on each.
+        least = (search.traffic.users or 1) // (station.slots + 1)
+    low = high = max(1, min(top, least))
     while high < top and not fits(high):
         low, high = high + 1, high * 2
     if high >= top:
