@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from binascii import hexlify
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from ._ask import Ask, chain
 from ._scheduler import Scheduler, Sequence, clock
-from ._style import DONE, END, FINGERPRINT, Style, event
-from ._words import LENGTH, Corpus, Draws, share
+from ._style import DONE, END, Style
+from ._words import LENGTH, Corpus, Draws
 
 if TYPE_CHECKING:
     from ._http import Client
@@ -316,23 +314,3 @@ class Stream:
 
     def abort(self) -> None:
         self.kitchen.scheduler.cancel(self.seq)
-
-
-def dumps(value: Any) -> bytes:
-    """Compact JSON."""
-    return orjson.dumps(value)
-
-
-__all__ = [
-    "FINGERPRINT",
-    "Kitchen",
-    "Prepared",
-    "Stream",
-    "Whole",
-    "burst",
-    "dumps",
-    "event",
-    "identity",
-    "natural",
-    "share",
-]

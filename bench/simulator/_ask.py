@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
+from ._pattern import matching
 from ._schema import TooLarge, instance
 from ._words import content_tokens, count
 
@@ -277,9 +278,7 @@ def chat(data: dict[str, Any], draw: int, *, auto_tools: bool) -> Ask:
         if data.get("tools") or data.get("tool_choice") not in (None, "none", "auto"):
             _tools(data, ask, draw, auto_tools=auto_tools)
         _format(data.get("response_format"), ask, draw)
-        schema = data.get("guided_json")
-        if isinstance(schema, dict):
-            ask.said = fitting(schema, draw)
+        _constrained(data, ask, draw)
     ask.plain = (
         ask.n == 1
         and not ask.stops
@@ -348,6 +347,40 @@ def _tools(data: dict[str, Any], ask: Ask, draw: int, *, auto_tools: bool) -> No
     ask.call = (str(name), fitting(functions[str(name)], draw))
 
 
+def _constrained(data: dict[str, Any], ask: Ask, draw: int) -> None:
+    """vLLM's own member `structured_outputs`: a schema, a choice or a pattern."""
+    given = data.get("structured_outputs")
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise _invalid("dict_type", "structured_outputs", "Input should be a valid dictionary", given)
+    kinds = [kind for kind in ("json", "regex", "choice", "grammar", "json_object") if given.get(kind)]
+    if len(kinds) > 1:
+        message = f"You can only use one kind of structured outputs constraint but multiple are specified: {kinds}"
+        raise Refused(400, message, "Bad Request", "structured_outputs")
+    kind = kinds[0] if kinds else ""
+    value = given.get(kind)
+    if kind == "json":
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError:
+                raise Refused(400, "Invalid JSON schema.", "Bad Request", "structured_outputs") from None
+        ask.said = fitting(value, draw)
+    elif kind == "json_object":
+        ask.said = '{"answer": "text"}'
+    elif kind == "choice":
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+            raise _invalid("list_type", "structured_outputs.choice", "Input should be a valid list", value)
+        ask.said = value[draw % len(value)]
+    elif kind:
+        text = matching(value, draw) if kind == "regex" and isinstance(value, str) else None
+        if not text:
+            message = f"The simulator cannot write what fits this {kind}."
+            raise Refused(400, message, "Bad Request", "structured_outputs")
+        ask.said = text
+
+
 def _format(form: Any, ask: Ask, draw: int) -> None:
     if form is None:
         return
@@ -403,6 +436,7 @@ def completion(data: dict[str, Any]) -> Ask:
             400, f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: 20", param="logprobs"
         )
     _format(data.get("response_format"), ask, 0)
+    _constrained(data, ask, 0)
     ask.plain = (
         ask.n == 1
         and len(ask.prompts) == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -152,7 +151,6 @@ class Connection(asyncio.Protocol):
         "closing",
         "epoch",
         "keep",
-        "on_drain",
         "partial",
         "server",
         "transport",
@@ -166,7 +164,6 @@ class Connection(asyncio.Protocol):
         self.closing = False
         self.keep = True
         self.epoch = server.epoch
-        self.on_drain: Callable[[], None] | None = None
         self._parser: httptools.HttpRequestParser | None = None
         self._inbox: list[Request] = []
         self._refusal = b""
@@ -197,7 +194,6 @@ class Connection(asyncio.Protocol):
         self.transport = None
         self._parser = None
         self._inbox.clear()
-        self.on_drain = None
         work, self.busy = self.busy, None
         if work is not None:
             work.abort()
@@ -270,9 +266,6 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        callback, self.on_drain = self.on_drain, None
-        if callback is not None:
-            callback()
 
     # httptools
 
@@ -403,11 +396,6 @@ class Connection(asyncio.Protocol):
             self.transport.write(data)
             if self._paused and self.transport.get_write_buffer_size() > MAX_UNREAD:
                 self.abort()
-
-    @property
-    def clogged(self) -> bool:
-        """Whether the client reads slower than it is sent to."""
-        return self._paused
 
     def done(self) -> None:
         """The work of the present request is over; go on with the next in the pipe."""

@@ -25,7 +25,6 @@ _TEXT: Schema = {"type": "string"}
 _WHOLE: Schema = {"type": "integer"}
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "number"}
-_ANYTHING: Schema = {"type": "object"}
 _TOKENS: Schema = _list({"type": "integer", "minimum": 0, "maximum": 1 << 31})
 _PART = _object(["type", "text"], type={"const": "text"}, text=_TEXT)
 _MESSAGE = _object(

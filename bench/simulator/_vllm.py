@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import _ask
-from ._answers import JSON, Kitchen, Prepared, dumps
+from ._answers import JSON, Kitchen, Prepared
 from ._ask import Refused
 from ._exposition import exposition
 from ._http import Client
@@ -118,7 +118,7 @@ class Vllm:
         return self.head.reply(status, JSON, body, close=close, extra=extra)
 
     def _json(self, value: Any) -> bytes:
-        return self.head.reply(200, JSON, dumps(value))
+        return self.head.reply(200, JSON, orjson.dumps(value))
 
     # Completions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from bench.simulator._faults import Fate, slow_replica
 from bench.simulator._options import Engine, Faults, Sim
 from bench.simulator._paced import PacedEngine
 from bench.simulator._scheduler import Sequence
+from bench.simulator._share import DECODING, Board
 from bench.simulator._stats import Stats
 from bench.simulator._throttle import Throttle
 from bench.simulator._words import LENGTH, Corpus
@@ -339,3 +341,54 @@ def test_throttling_workers_share_one_gpus_heat(monkeypatch: pytest.MonkeyPatch)
     for _ in range(10):
         now[0] += one.slow(0.1)
     assert other.slow(0.1) == pytest.approx(0.2)
+
+
+def test_workers_share_the_blocks_of_one_cache_and_all_finish(clock: Clock) -> None:
+    board = Board(2, 64)
+    engines, sink = [], Sink()
+    for worker in range(2):
+        mine = copy.copy(board)
+        mine.become(worker)
+        made, stats = engine(clock, blocks=24, max_seqs=64)
+        made.share(mine, "m")
+        engines.append((made, stats))
+    most = 0
+    watch = clock.call_later
+
+    def watched(delay: float, callback: Callable[..., None], *args: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(made.used for made, _ in engines))
+        return watch(delay, callback, *args)
+
+    clock.call_later = watched  # type: ignore[method-assign]
+    for index in range(10):
+        engines[index % 2][0].submit(ask(sink, index, prompt=60, output=80))
+    clock.run(limit=200.0)
+    assert sorted(seq.index for seq in sink.done) == list(range(10))
+    assert [made.used for made, _ in engines] == [0, 0]
+    # A worker may look a moment before the other has written: one request's worth more at most.
+    assert 16 <= most <= 24 + 6
+    board.close()
+
+
+def test_a_step_of_one_worker_lasts_as_long_as_the_batch_of_all(clock: Clock) -> None:
+    @dataclass
+    class Growing(Fixed):
+        def decode_step_seconds(self, running: int, context_tokens: float) -> float:
+            return 0.01 * running
+
+    spans = []
+    for others in (0, 3):
+        board = Board(2, 64)
+        loop: Any = clock
+        made = BatchEngine(options(), Growing(), Stats(2048), loop)
+        made.share(board, "m")
+        peer = copy.copy(board)
+        peer.become(1)
+        peer.put(DECODING, others)
+        sink = Sink()
+        made.submit(ask(sink, 0, prompt=1, output=11))
+        clock.run()
+        spans.append(sink.done[0].last - sink.done[0].first)
+        board.close()
+    assert spans == [pytest.approx(0.1), pytest.approx(0.4)]

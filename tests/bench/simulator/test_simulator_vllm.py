@@ -151,6 +151,28 @@ def test_the_official_client_gets_tools_schemas_and_logprobs(vllm: Any) -> None:
     assert "".join(one.token for one in content) == scored.choices[0].message.content
 
 
+@pytest.mark.parametrize(
+    ("constraint", "fits"),
+    [
+        ({"choice": ["yes", "no"]}, r"yes|no"),
+        ({"regex": r"[A-Z]{2}\d{3}"}, r"[A-Z]{2}\d{3}"),
+        ({"json": {"type": "object", "required": ["a"], "properties": {"a": {"const": 7}}}}, r'\{"a":7\}'),
+        ({"json": '{"const": "x"}'}, r'"x"'),
+        ({"json_object": True}, r"\{.*\}"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_structured_outputs_are_what_they_have_to_be(vllm: Any, constraint: Any, fits: str, stream: bool) -> None:
+    response = chat(vllm, structured_outputs=constraint, stream=stream)
+    if stream:
+        said = "".join(one["choices"][0]["delta"].get("content") or "" for one in events(response))
+    else:
+        said = response.json()["choices"][0]["message"]["content"]
+    assert re.fullmatch(fits, said), said
+    assert chat(vllm, structured_outputs={"choice": ["a"], "regex": "b"}).status_code == 400
+    assert chat(vllm, structured_outputs={"grammar": "root ::= x"}).status_code == 400
+
+
 def test_a_stop_string_ends_the_answer_before_it(vllm: Any) -> None:
     text = chat(vllm, max_tokens=400, ignore_eos=True).json()["choices"][0]["message"]["content"]
     words = sorted(set(text.split()))[:60]
