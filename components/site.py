@@ -97,6 +97,8 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     )
     needed: list[pulumi.Resource] = [pool, *monitoring.releases.values()]
     needed += _surroundings(args, namespace, inside)
+    if "kueue" in monitoring.releases:
+        needed += _queue(args, namespace, child(provider=cluster.provider, depends_on=[monitoring.releases["kueue"]]))
     engine, candidate = _engines(args, cluster, namespace, needed, child)
     gateway, address = _gateway(args, cluster, namespace, [one for one in (engine, candidate) if one], child)
     if stack.fleet.nodes.min < stack.fleet.nodes.max:
@@ -205,6 +207,39 @@ def _bucket(
         opts=pulumi.ResourceOptions(parent=inside.parent),
     )
     return [account, grant]
+
+
+def _queue(args: SiteArgs, namespace: k8s.core.v1.Namespace, inside: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """Kueue's way from this namespace to the whole pool: what does not fit as a whole waits, holding nothing."""
+    stack, machine = args.stack, planner.catalog().machine(args.stack.fleet.machine_type)
+    nodes = stack.fleet.nodes.max
+    quotas = {
+        "cpu": str(nodes * machine.vcpus),
+        "memory": f"{int(nodes * machine.memory_gb)}Gi",
+        "nvidia.com/gpu": str(nodes * machine.gpus),
+    }
+    flavor = {"name": stack.name, "resources": [{"name": key, "nominalQuota": value} for key, value in quotas.items()]}
+    specs: dict[str, dict[str, Any]] = {
+        "ResourceFlavor": {"nodeLabels": {values.POOL_LABEL: stack.name}},
+        "ClusterQueue": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": stack.namespace}},
+            "resourceGroups": [{"coveredResources": list(quotas), "flavors": [flavor]}],
+        },
+        "LocalQueue": {"clusterQueue": stack.name},
+    }
+    return [
+        k8s.apiextensions.CustomResource(
+            f"queue{args.suffix}-{kind.lower()}",
+            api_version="kueue.x-k8s.io/v1beta1",
+            kind=kind,
+            metadata={"name": stack.serving.group.queue, "namespace": namespace.metadata["name"]}
+            if kind == "LocalQueue"
+            else {"name": stack.name},
+            spec=spec,
+            opts=inside,
+        )
+        for kind, spec in specs.items()
+    ]
 
 
 def _engines(

@@ -357,6 +357,18 @@ def test_operators_are_pinned_and_only_those_that_are_needed() -> None:
     assert {"monitoring-lws", "monitoring-kueue"} <= many
 
 
+def test_kueue_gets_a_queue_that_leads_to_the_whole_pool() -> None:
+    recording = made(stack_of("grok-1"))
+    local, whole = recording.one("LocalQueue").inputs, recording.one("ClusterQueue").inputs
+    assert (local["metadata"]["name"], local["spec"]["clusterQueue"]) == ("grok", "grok-1")
+    (group,) = whole["spec"]["resourceGroups"]
+    quotas = {one["name"]: one["nominalQuota"] for one in group["flavors"][0]["resources"]}
+    # Two machines of eight.
+    assert quotas["nvidia.com/gpu"] == "16"
+    assert recording.one("ResourceFlavor").inputs["spec"]["nodeLabels"] == {"tollgate.dev/pool": "grok-1"}
+    assert {"queue-localqueue", "monitoring-kueue"} <= set(recording.one("Release", "engine").depends_on)
+
+
 def test_a_preview_with_unknown_values_does_not_crash() -> None:
     for name in ("prod", "dev", "grok-1", "llama-70b"):
         recording = made(stack_of(name, benchmark=None), preview=True)

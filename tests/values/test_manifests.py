@@ -28,6 +28,9 @@ _LOOSE = {
     "rayclusters.ray.io": ("v1", "RayCluster", "Namespaced"),
     "httproutes.gateway.networking.k8s.io": ("v1", "HTTPRoute", "Namespaced"),
     "computeclasses.cloud.google.com": ("v1", "ComputeClass", "Cluster"),
+    "resourceflavors.kueue.x-k8s.io": ("v1beta1", "ResourceFlavor", "Cluster"),
+    "clusterqueues.kueue.x-k8s.io": ("v1beta1", "ClusterQueue", "Cluster"),
+    "localqueues.kueue.x-k8s.io": ("v1beta1", "LocalQueue", "Namespaced"),
     "leaderworkersets.leaderworkerset.x-k8s.io": ("v1", "LeaderWorkerSet", "Namespaced"),
     "podgroups.scheduling.x-k8s.io": ("v1alpha1", "PodGroup", "Namespaced"),
 }
@@ -201,7 +204,14 @@ def test_what_components_make_beside_the_charts_is_accepted(name: str, api: Kube
     ]
     assert made
     for document in made:
-        if document["kind"] not in ("Namespace", "Node", "PriorityClass", "ComputeClass"):
+        if document["kind"] not in (
+            "Namespace",
+            "Node",
+            "PriorityClass",
+            "ComputeClass",
+            "ResourceFlavor",
+            "ClusterQueue",
+        ):
             document["metadata"]["namespace"] = "level-restricted"
     text = yaml.safe_dump_all(json.loads(json.dumps(made)))
     api("apply", "--server-side", "--dry-run=server", "-f", "-", given=text)
