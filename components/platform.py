@@ -79,6 +79,7 @@ class Platform(Component):
                     release_digest=self.release_digest,
                     root=args.root,
                     suffix=f"-{fleet.regions[0]}" if len(regions) > 1 else "",
+                    first=fleet is regions[0],
                     candidate=candidate,
                     secrets=args.enforce,
                 ),
@@ -124,7 +125,11 @@ class Platform(Component):
         PromotionCheck(
             "promotion-check-candidate",
             PromotionCheckArgs(
-                stack=beside, release_digest=values.release_digest(release), root=args.root, enforce=args.enforce
+                stack=beside,
+                release_digest=values.release_digest(release),
+                root=args.root,
+                enforce=args.enforce,
+                candidate=True,
             ),
         )
         return release
@@ -157,6 +162,7 @@ class Platform(Component):
             url=site.url,
             release_digest=self.release_digest,
             replicas=self.plan.replicas_max,
+            requests=stacks.load_pipeline(args.root).min_requests(stack.name),
             environment=_environment(stack),
             cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
             against=_against(stack, benchmark, args.root),

@@ -21,12 +21,16 @@ from ._base import Component
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionCheckArgs:
-    """`enforce=False` is for evaluating a program without deploying it (cost previews); it is recorded as such."""
+    """`enforce=False` is for evaluating a program without deploying it (cost previews); it is recorded as such.
+
+    `candidate`: the release is to run beside the promoted one, and is judged as if it were to be promoted.
+    """
 
     stack: stacks.Stack
     release_digest: str
     root: Path
     enforce: bool = True
+    candidate: bool = False
 
 
 class PromotionCheck(Component):
@@ -45,7 +49,11 @@ class PromotionCheck(Component):
         self.gated, self.evidence, approved = after is not None, None, []
         if args.enforce:
             admission = gate.check(
-                args.stack, release_digest=args.release_digest, root=args.root, now=datetime.now(UTC)
+                args.stack,
+                release_digest=args.release_digest,
+                root=args.root,
+                now=datetime.now(UTC),
+                candidate=args.candidate,
             )
             self.evidence = admission.evidence
             approved = admission.verdict.approved if admission.verdict is not None else []

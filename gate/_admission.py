@@ -72,14 +72,22 @@ def read_stores(stack: stacks.Stack, stage: stacks.Stage, root: Path) -> Stores:
     return Stores(measured=open_store(source, root, keys).entries(), own=own)
 
 
-def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime) -> Admission:
-    """Whether this stack may deploy this release now. Raises GateRefused with the whole reason."""
+def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime, candidate: bool = False) -> Admission:
+    """Whether this stack may deploy this release now. Raises GateRefused with the whole reason.
+
+    `candidate`: the release is to run beside the one that was promoted, for a part of the requests. It has no promotion yet,
+    so it is judged as a promotion of it would be.
+    """
     stage = stacks.load_pipeline(root).stage(stack.name)
     if stage is None or stage.after is None:
         return Admission(gated=False)
     how = f"fix: pulumi up -s {stage.after}, then tollgate promote {stage.after} {stack.name}"
     stores = read_stores(stack, stage, root)
     resolvable(stage, stores, root)
+    if candidate:
+        found, answer = judged(stack, stage, stores, stack.release.name, release_digest, now)
+        given = used(stores, stack, release_digest, now)
+        return Admission(gated=True, evidence=found.digest, verdict=answer, approvals=given)
     if stack.promotion is None:
         raise GateRefused(
             f"{stack.name} is gated and nothing was promoted into it\n"
@@ -113,6 +121,39 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
     return Admission(
         gated=True, evidence=entry.digest, verdict=verdict, approvals=used(stores, stack, release_digest, now)
     )
+
+
+def judged(
+    goal: stacks.Stack, stage: stacks.Stage, stores: Stores, name: str, release_digest: str, now: datetime
+) -> tuple[Entry, Verdict]:
+    """The newest evidence of a release that is to enter `goal` (whose `release` it is already), and that it passes.
+
+    Raises GateRefused with the whole reason.
+    """
+    entry = newest(stores.measured, "measurement", str(stage.after), release_digest)
+    if entry is None:
+        raise GateRefused(
+            f"no evidence of release {name} ({release_digest[:19]}…) on {stage.after}\n"
+            f"  fix: pulumi up -s {stage.after}, which measures it"
+        )
+    trial = goal.model_copy(update={"promotion": None})
+    baseline = baseline_of(goal, stores.own, release_digest)
+    verdict = admit(trial, stage, entry, stores, release_digest, now, baseline=baseline)
+    if verdict.outcome != "pass":
+        how = (
+            f"fix: improve the release, then pulumi up -s {stage.after}; or tollgate approve {goal.name} --criterion …"
+        )
+        raise GateRefused(refusal(goal, str(stage.after), entry, verdict, how))
+    return entry, verdict
+
+
+def baseline_of(goal: stacks.Stack, own: Sequence[Entry], release_digest: str) -> str | None:
+    """Evidence of the release that the target runs now; of the one before, where it runs this one already."""
+    last = promotion_of(own, goal) or newest(own, "promotion", goal.name)
+    if last is None:
+        return None
+    found = last.facts["evidence"] if last.release != release_digest else last.facts["baseline"]
+    return str(found) if found is not None else None
 
 
 def resolvable(stage: stacks.Stage, stores: Stores, root: Path) -> None:

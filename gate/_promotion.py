@@ -10,7 +10,7 @@ from typing import Any
 
 import stacks
 
-from ._admission import Admission, Stores, admit, promotion_of, read_stores, refusal, resolvable, used
+from ._admission import Admission, Stores, admit, baseline_of, judged, read_stores, resolvable, used
 from ._errors import GateRefused
 from ._evidence import writable
 from ._judge import Verdict
@@ -81,18 +81,8 @@ def decide(source: str, target: str, root: Path, *, release_digest: str, now: da
         )
     stores = read_stores(goal, stage, root)
     resolvable(stage, stores, root)
-    entry = newest(stores.measured, "measurement", source, release_digest)
-    if entry is None:
-        raise GateRefused(
-            f"no evidence of release {origin.release.name} ({release_digest[:19]}…) on {source}\n"
-            f"  fix: pulumi up -s {source}, which measures it"
-        )
-    candidate = goal.model_copy(update={"release": origin.release, "promotion": None})
-    baseline = _baseline(goal, stores.own, release_digest)
-    verdict = admit(candidate, stage, entry, stores, release_digest, now, baseline=baseline)
-    if verdict.outcome != "pass":
-        how = f"fix: improve the release, then pulumi up -s {source}; or tollgate approve {target} --criterion …"
-        raise GateRefused(refusal(goal, source, entry, verdict, how))
+    candidate = goal.model_copy(update={"release": origin.release})
+    entry, verdict = judged(candidate, stage, stores, origin.release.name, release_digest, now)
     return Decision(
         source=source,
         target=goal,
@@ -101,18 +91,9 @@ def decide(source: str, target: str, root: Path, *, release_digest: str, now: da
         release=release_digest,
         entry=entry,
         verdict=verdict,
-        baseline=baseline,
+        baseline=baseline_of(goal, stores.own, release_digest),
         approvals=used(stores, goal, release_digest, now),
     )
-
-
-def _baseline(goal: stacks.Stack, own: Sequence[Entry], release_digest: str) -> str | None:
-    """Evidence of the release that the target runs now; of the one before, where it runs this one already."""
-    last = promotion_of(own, goal) or newest(own, "promotion", goal.name)
-    if last is None:
-        return None
-    found = last.facts["evidence"] if last.release != release_digest else last.facts["baseline"]
-    return str(found) if found is not None else None
 
 
 def enter(decision: Decision, root: Path, now: datetime) -> Entry:

@@ -346,3 +346,28 @@ def test_a_pipeline_that_cannot_be_meant_is_refused_on_load(world: Any, text: st
     (world.root / "stacks" / "pipeline.yaml").write_text(text + "\n")
     with pytest.raises(stacks.InputError, match=said):
         world.promote()
+
+
+# Candidates.
+
+
+def beside(world: Any, now: datetime | None = None) -> gate.Admission:
+    """gemma-1 (B) beside what was promoted."""
+    stack = world.stack("local-prod")
+    stack = stack.model_copy(update={"release": stacks.load_release("gemma-1", world.root)})
+    return gate.check(stack, release_digest=B, root=world.root, now=now or world.now, candidate=True)
+
+
+def test_a_candidate_is_judged_as_its_promotion_would_be(world: Any) -> None:
+    world.record()
+    world.promote()
+    with pytest.raises(gate.GateRefused, match=r"no evidence of release gemma-1 .* on local-dev"):
+        beside(world)
+    world.record(world.result(world.slow, release=B, server={"slots": 1}), world.later(minutes=1))
+    with pytest.raises(gate.GateRefused, match=r"e2e_p95_seconds .*fail"):
+        beside(world, world.later(minutes=2))
+    # What runs is not touched by it.
+    assert world.check(world.later(minutes=2)).gated
+    world.criteria("looks: 2")
+    good = world.record(world.result(release=B, server={"slots": 1}), world.later(minutes=3))
+    assert beside(world, world.later(minutes=4)).evidence == good.digest
