@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ._options import Engine as EngineOptions
 from ._scheduler import NOBODY, Scheduler, Sequence, clock
@@ -22,7 +23,11 @@ from ._share import BLOCKS, CONTEXT, DECODING, PREFILLING
 from ._stats import Stats
 from ._timing import Timing
 
+if TYPE_CHECKING:
+    from ._share import Board
+
 MAX_LAG = 0.25
+CACHED_BLOCKS = 1 << 14
 _RETRY = 0.005
 _EARLY = 0.0006  # uvloop rounds timers to whole milliseconds: this much early is on time.
 
@@ -60,6 +65,7 @@ class BatchEngine(Scheduler):
         self._duration = 0.0
         self._ready: list[Sequence] = []
         self._cache: dict[int, None] = {}
+        self._salt = 0
         self._stopped = False
 
     @property
@@ -249,8 +255,27 @@ class BatchEngine(Scheduler):
         chain = seq.chain
         if not chain:
             return 0
-        cache = self._cache
+        hits = self._hits(chain)
+        tokens = min(hits * seq.prompt // len(chain), seq.prompt - 1)
+        tokens -= tokens % self.block_tokens
+        if not seq.preemptions:
+            seq.cached = tokens
+            self.stats.prefix(seq.prompt, tokens)
+        return tokens
+
+    def _hits(self, chain: tuple[int, ...]) -> int:
+        """How many blocks from the start of `chain` are cached; all of them are from now on."""
         hits = 0
+        board = self.board
+        if board is not None:
+            hashes, mask = board.hashes, board.mask
+            keys = [key ^ self._salt for key in chain]
+            while hits < len(keys) and hashes[keys[hits] & mask] == keys[hits]:
+                hits += 1
+            for key in keys[hits:]:
+                hashes[key & mask] = key
+            return hits
+        cache = self._cache
         for key in chain:
             if key not in cache:
                 break
@@ -259,15 +284,14 @@ class BatchEngine(Scheduler):
             hits += 1
         for key in chain[hits:]:
             cache[key] = None
-        limit = self.blocks or 1 << 14
+        limit = self.blocks or CACHED_BLOCKS
         while len(cache) > limit:
             del cache[next(iter(cache))]
-        tokens = min(hits * seq.prompt // len(chain), seq.prompt - 1)
-        tokens -= tokens % self.block_tokens
-        if not seq.preemptions:
-            seq.cached = tokens
-            self.stats.prefix(seq.prompt, tokens)
-        return tokens
+        return hits
+
+    def share(self, board: Board, model: str) -> None:
+        super().share(board, model)
+        self._salt = hash(model)
 
     def _room(self, seq: Sequence) -> bool:
         """A block for the next token, taken from the youngest where none is free; False where `seq` itself was it."""

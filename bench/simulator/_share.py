@@ -52,10 +52,19 @@ class Pool:
 
 
 class Board:
-    """The shared memory of `workers` processes; made before they are forked. `slots`: of each model."""
+    """The shared memory of `workers` processes; made before they are forked. `slots`: of each model; `cached`: blocks that
+    the prefix cache holds.
 
-    def __init__(self, workers: int, slots: int) -> None:
+    The prefix cache is a table of block hashes in which each has one place: a newer one takes it. So it forgets a little
+    earlier than one in order of use would, and needs no lock.
+    """
+
+    def __init__(self, workers: int, slots: int, cached: int = 0) -> None:
         self.workers = workers
+        size = 1 << max(0, cached - 1).bit_length()
+        self._table = mmap.mmap(-1, 8 * size)
+        self.hashes = memoryview(self._table).cast("q")
+        self.mask = size - 1
         names = POOLS * _KEY
         self._memory = mmap.mmap(-1, names + 8 * (_HEAT + workers * _ROW))
         self._names = memoryview(self._memory)[:names]
@@ -72,9 +81,10 @@ class Board:
         """For the process that serves nothing: give up its hold, the workers keep theirs."""
         for fd in (*self._fds, self._lock):
             os.close(fd)
-        self._names.release()
-        self._cells.release()
+        for view in (self._names, self._cells, self.hashes):
+            view.release()
         self._memory.close()
+        self._table.close()
 
     @property
     def heat(self) -> memoryview[float]:

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ._engine import CACHED_BLOCKS
 from ._machine import Handlers, Machine
 from ._options import Engine, warn
 from ._server import Process, listener
 from ._share import Board
+from ._timing import gpu_blocks
 
 if TYPE_CHECKING:
     from ._ollama import Ollama
@@ -72,7 +74,7 @@ class _Supervisor:
         options = self.options = replace(options, port=first.getsockname()[1])
         sockets = [first] + [listener(options.host, options.port, shared=True) for _ in range(workers - 1)]
         group = f"\0tollgate-simulator-{os.getpid()}-{time.monotonic_ns()}-"
-        board = Board(workers, options.max_seqs) if workers > 1 else None
+        board = Board(workers, options.max_seqs, _cached(options)) if workers > 1 else None
         # A signal that came between two forks would miss the child that is not yet in the table.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         for worker in range(workers):
@@ -121,6 +123,13 @@ class _Supervisor:
         for child in list(self.children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
+
+
+def _cached(options: Engine) -> int:
+    """Blocks of the common prefix cache; the keys in it are hashes of a seed that forked processes have in common."""
+    if options.sim.fixed or not options.prefix_caching:
+        return 0
+    return min(1 << 20, gpu_blocks(options)) if options.dialect == "vllm" else CACHED_BLOCKS
 
 
 class Peers:

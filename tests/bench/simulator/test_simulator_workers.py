@@ -79,6 +79,20 @@ def test_the_batch_of_all_workers_decides_how_long_a_step_takes(serve: Callable[
     assert rates[1] == pytest.approx(rates[0], rel=0.25)
 
 
+def test_a_prompt_that_one_worker_has_seen_is_cached_for_all(serve: Callable[..., Any]) -> None:
+    served = serve(
+        "vllm", "gemma-3-4b-it", "--max-model-len", "2048", TOLLGATE_SIM_WORKERS="3", TOLLGATE_SIM_SPEED="50",
+        TOLLGATE_ACCELERATOR="nvidia-l4",
+    )  # fmt: skip
+    said = [{"role": "user", "content": " ".join(f"w{at:04d}" for at in range(640))}]
+    other = [{"role": "user", "content": " ".join(f"x{at:04d}" for at in range(640))}]
+    for messages in (said, said, said, said, said, said, other):
+        assert post(served, model="gemma-3-4b-it", max_tokens=1, messages=messages).status_code == 200
+    assert gauge(served, "prefix_cache_queries_total") == 7 * 640
+    # Whole blocks, and never all of a prompt.
+    assert gauge(served, "prefix_cache_hits_total") == 5 * 624
+
+
 def test_the_queue_limit_of_vllm_counts_all_workers_and_is_told_by_the_metrics(serve: Callable[..., Any]) -> None:
     served = serve(
         "vllm", "tiny", "--max-num-seqs", "2", "--max-num-queued-reqs", "4", TOLLGATE_SIM_TTFT="300ms",
