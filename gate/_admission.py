@@ -113,10 +113,10 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
     # A later measurement of the same release counts too: a promotion does not outlive a failure.
     later = last if last is not None and last.number > entry.number else None
     verdict = None
-    for candidate in filter(None, (entry, later)):
-        verdict = admit(stack, stage, candidate, stores, release_digest, now, promotion=promotion)
+    for measured in filter(None, (entry, later)):
+        verdict = admit(stack, stage, measured, stores, release_digest, now, promotion=promotion)
         if verdict.outcome != "pass":
-            raise GateRefused(refusal(stack, stage.after, candidate, verdict, how))
+            raise GateRefused(refusal(stack, stage.after, measured, verdict, how))
     assert verdict is not None
     return Admission(
         gated=True, evidence=entry.digest, verdict=verdict, approvals=used(stores, stack, release_digest, now)
