@@ -214,10 +214,8 @@ def _proxy_pod(args: GatewayArgs, labels: dict[str, str]) -> dict[str, Any]:
                     {"name": "metrics", "containerPort": 8404},
                 ],
                 "securityContext": _SECURITY,
-                # Load balancers stop sending first; then SIGUSR1 lets open streams end.
-                "lifecycle": {
-                    "preStop": {"exec": {"command": ["/bin/sh", "-c", "sleep 15; kill -USR1 1"]}},
-                },
+                # Load balancers stop sending first; then the image's own stop signal, SIGUSR1, lets open streams end.
+                "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", "sleep 15"]}}},
                 "readinessProbe": {"httpGet": {"path": HEALTH_PATH, "port": "http"}, "periodSeconds": 2},
                 "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10},
                 "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},

@@ -79,6 +79,7 @@ class Platform(Component):
                     release_digest=self.release_digest,
                     root=args.root,
                     suffix=f"-{fleet.regions[0]}" if len(regions) > 1 else "",
+                    first=fleet is regions[0],
                     candidate=candidate,
                     secrets=args.enforce,
                 ),

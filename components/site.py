@@ -35,7 +35,8 @@ _MACHINE_SECONDS = 1200
 class SiteArgs:
     """`stack`: with the fleet of this region alone. `suffix`: of every name, empty where there is one region.
 
-    `candidate`: the release beside the stack's own, loaded. `secrets`: whether the stack's secrets are there to be read.
+    `first`: of the stack's regions; what they share is made there. `candidate`: the release beside the stack's own, loaded.
+    `secrets`: whether the stack's secrets are there to be read.
     """
 
     stack: stacks.Stack
@@ -43,6 +44,7 @@ class SiteArgs:
     release_digest: str
     root: Path
     suffix: str = ""
+    first: bool = True
     candidate: stacks.Release | None = None
     secrets: bool = True
 
@@ -184,7 +186,8 @@ def _bucket(
         metadata={"name": values.ACCOUNT, "namespace": namespace.metadata["name"]},
         opts=inside,
     )
-    if args.stack.target != "gke":
+    # One identity in all clusters of a project (the pool names no cluster), so one grant for all of them.
+    if args.stack.target != "gke" or not args.first:
         return [account]
     from pulumi_gcp import organizations, storage
 
@@ -199,7 +202,7 @@ def _bucket(
         f"/subject/ns/{stack.namespace}/sa/{values.ACCOUNT}",
     )
     grant = storage.BucketIAMMember(
-        f"engine-bucket{args.suffix}",
+        "engine-bucket",
         bucket=cache.bucket,
         # The preload Job writes into it; without that, reading is enough.
         role="roles/storage.objectUser" if cache.preload else "roles/storage.objectViewer",
