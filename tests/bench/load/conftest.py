@@ -55,7 +55,7 @@ def measured() -> Callable[..., load.Progress]:
             result = load.run(
                 load.Target(url=url, engine=engine, model="tiny", **targets),
                 stacks.Traffic.model_validate(asked),
-                load.Settings(**{"runs": 1, "seconds": 1.0, "ready_timeout": 10.0, **settings}),
+                load.Settings(**{"runs": 1, "seconds": 0.6, "ready_timeout": 10.0, **settings}),
                 release=RELEASE,
                 stack="test",
                 **calls,

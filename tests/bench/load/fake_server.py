@@ -192,10 +192,10 @@ class Server(asyncio.Protocol):
         Clock.one.call_at(self.begun + a.ttft + a.itl * self.sent, self.tokens)
 
     def tokens(self):
-        if self.fault == "empty":
-            self.empty()
-            return
         if self.holds and not self.transport.is_closing():
+            if self.fault == "empty":
+                self.empty()
+                return
             self.token()
             if self.holds:
                 self.next()

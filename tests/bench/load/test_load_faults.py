@@ -20,24 +20,26 @@ Serve = Callable[..., str]
 Measured = Callable[..., Any]
 
 
-@pytest.mark.parametrize("engine", ["ollama", "vllm"])
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("engine", "fault", "kind"),
     [
-        ("503", "http_503"),
-        ("429", "http_429"),
-        ("garbage", "malformed_http"),
-        ("reset", "connection_lost"),
-        ("truncate", "truncated"),
-        ("no_end", "unfinished_stream"),
-        ("stream_error", "stream_error"),
+        ("ollama", "503", "http_503"),
+        ("vllm", "429", "http_429"),
+        ("ollama", "garbage", "malformed_http"),
+        ("vllm", "reset", "connection_lost"),
+        ("vllm", "truncate", "truncated"),
+        # What a stream says of its own end differs between the dialects.
+        ("ollama", "no_end", "unfinished_stream"),
+        ("vllm", "no_end", "unfinished_stream"),
+        ("ollama", "stream_error", "stream_error"),
+        ("vllm", "stream_error", "stream_error"),
     ],
 )
 def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
     serve: Serve, measured: Measured, engine: str, fault: str, kind: str
 ) -> None:
     url = serve("--ttft", 0.02, "--itl", 0.005, "--fault", fault, "--every", 7)
-    (run,) = measured(url, engine, seconds=1.0).runs
+    (run,) = measured(url, engine, seconds=0.8).runs
     assert run.sent == run.ok + run.failed + run.cut
     if fault == "reset":
         # On a kept connection that says nothing before it closes, one silent retry is what any HTTP client does.
@@ -47,7 +49,7 @@ def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
         assert run.failed == run.errors[kind] > 0
         # Whoever fails waits before asking again, so that shares of a short window vary.
         assert 0.01 < run.metrics["error_rate"] < 0.3
-    assert run.ok > 10
+    assert run.ok > 8
     assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.01)
 
 
@@ -109,9 +111,9 @@ def test_a_server_that_only_fails_gives_an_invalid_run(serve: Serve, measured: M
 
 def test_retry_after_is_waited_for(serve: Serve, measured: Measured) -> None:
     url = serve("--ttft", 0.01, "--fault", "503", "--every", 2)
-    (run,) = measured(url, users=4, seconds=3.0).runs
+    (run,) = measured(url, users=4, seconds=2.2).runs
     # One of two fails and then waits for a second: about one failure per user and second.
-    assert 4 <= run.failed <= 16
+    assert 3 <= run.failed <= 14
 
 
 def test_nobody_there_is_said_in_one_line(measured: Measured) -> None:

@@ -140,7 +140,7 @@ def test_a_clock_that_is_set_while_it_measures_changes_nothing(
         # Half an hour back, then a day ahead.
         shift[0] = -1800.0 if now.ok < 40 else 86_400.0
 
-    (one,) = measured(serve("--ttft", 0.05, "--itl", 0.005), progress=step).runs
+    (one,) = measured(serve("--ttft", 0.05, "--itl", 0.005), progress=step, seconds=1.0).runs
     assert shift[0] == 86_400.0
     assert one.valid, one.invalid_because
     assert one.sent == one.ok + one.failed + one.cut

@@ -27,7 +27,7 @@ def test_first_token_gaps_and_tokens_are_what_the_server_does(
     serve: Serve, measured: Measured, engine: str, endpoint: str
 ) -> None:
     url = serve("--ttft", 0.1, "--itl", 0.02)
-    result = measured(url, engine, users=10, endpoint=endpoint, output_tokens=11.0)
+    result = measured(url, engine, users=15, endpoint=endpoint, output_tokens=11.0, seconds=0.8)
     (run,) = result.runs
     consistent(run)
     assert run.valid, run.invalid_because
@@ -39,15 +39,15 @@ def test_first_token_gaps_and_tokens_are_what_the_server_does(
     assert run.metrics["e2e_mean_seconds"] == pytest.approx(0.300, abs=0.008)
     assert run.metrics["output_tokens_mean"] == 11
     assert run.metrics["input_tokens_mean"] == 16
-    assert run.metrics["requests_per_second"] == pytest.approx(10 / 0.301, rel=0.08)
-    assert run.metrics["concurrency_mean"] == pytest.approx(10, rel=0.02)
+    assert run.metrics["requests_per_second"] == pytest.approx(15 / 0.301, rel=0.15)
+    assert run.metrics["concurrency_mean"] == pytest.approx(15, rel=0.03)
     assert Histogram.from_dict(run.histograms["itl_seconds"]).count == 10 * run.ok
 
 
 @pytest.mark.parametrize("engine", ["ollama", "vllm"])
 def test_without_streaming_there_is_no_first_token(serve: Serve, measured: Measured, engine: str) -> None:
     url = serve("--ttft", 0.1, "--itl", 0.01)
-    (run,) = measured(url, engine, stream=False, output_tokens=11.0).runs
+    (run,) = measured(url, engine, users=10, stream=False, output_tokens=11.0).runs
     consistent(run)
     assert run.valid, run.invalid_because
     assert run.metrics["e2e_mean_seconds"] == pytest.approx(0.2, abs=0.01)
@@ -160,7 +160,14 @@ def test_answers_without_a_word_are_counted_apart_and_many_of_them_make_a_run_in
 
 def test_progress_tells_phase_rate_and_time_left(serve: Serve, measured: Measured) -> None:
     seen: list[Progress] = []
-    measured(serve("--ttft", 0.05), progress=seen.append, runs=2)
+
+    def progress(now: Progress) -> None:
+        if now.phase == "probe":
+            # Another attempt, on a machine that was too busy for the one before.
+            seen.clear()
+        seen.append(now)
+
+    measured(serve("--ttft", 0.05), progress=progress, runs=2)
     assert seen[0].phase == "probe"
     assert {now.run for now in seen[1:]} == {1, 2}
     assert seen[-1].phase == "measuring"

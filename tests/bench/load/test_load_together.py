@@ -32,7 +32,7 @@ def shares(url: str, of: int, **traffic: Any) -> list[load.Share]:
             target=load.Target(url=url, engine="ollama", model="tiny"),
             traffic=stacks.Traffic.model_validate(asked),
             scenario=load.Scenario(),
-            settings=load.Settings(runs=2, seconds=1.0, ready_timeout=5.0),
+            settings=load.Settings(runs=2, seconds=0.8, ready_timeout=5.0),
             objectives=None,
             index=index,
             of=of,
