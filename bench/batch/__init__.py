@@ -10,14 +10,19 @@ from ._files import reading, writing
 from ._forecast import Eta, Forecast, Prices, span, warnings
 from ._formats import BadRow, Format, Recipe, read
 from ._http import Service
+from ._main import arguments as runner_arguments
+from ._main import main as runner_main
 from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
+from ._owners import is_alive
 from ._pace import Pace
-from ._queue import Queue, create, ids, is_alive, is_postgres, open_queue, remove
+from ._progress import Ending, Progress, RunSettings
+from ._queue import Queue
 from ._results import lines, write
-from ._runner import Ending, Progress, RunSettings, run
+from ._runner import run
 from ._status import Status, of_progress, status
 from ._status import text as status_text
-from ._wire import EndpointSettings
+from ._stores import create, ids, is_postgres, open_queue, remove
+from ._wire import EndpointSettings, endpoint_words
 
 __all__ = [
     "PATHS",
@@ -44,6 +49,7 @@ __all__ = [
     "State",
     "Status",
     "create",
+    "endpoint_words",
     "ids",
     "is_alive",
     "is_postgres",
@@ -54,6 +60,8 @@ __all__ = [
     "reading",
     "remove",
     "run",
+    "runner_arguments",
+    "runner_main",
     "span",
     "status",
     "status_text",

@@ -151,6 +151,8 @@ def _trouble(path: Path, error: Exception) -> stacks.TollgateError:
         return stacks.TollgateError(
             f"{path}: is damaged ({words})\n  fix: what is left of it can be read by sqlite3's .recover; submit the batch again"
         )
+    if words.startswith("no such"):
+        return stacks.TollgateError(f"{path}: is no batch of this version ({words})")
     return DatabaseTrouble(f"{path}: {words}")
 
 
@@ -200,6 +202,9 @@ class Postgres:
             yield
         except self._psycopg.IntegrityError:
             raise
+        except (self._psycopg.DataError, self._psycopg.ProgrammingError) as error:
+            # Waiting does not mend these: the batch was removed, a value cannot be stored.
+            raise stacks.TollgateError(f"PostgreSQL: {_words(error)}") from None
         except self._psycopg.Error as error:
             raise DatabaseTrouble(f"PostgreSQL: {_words(error)}") from None
 

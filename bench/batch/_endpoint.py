@@ -65,6 +65,7 @@ class Endpoint:
         self.last_ok = -math.inf
         self.ok = self.failed = self.tokens_out = 0
         self.words = ""
+        self.failed_alone: set[int] = set()
         self._backoff = _BACKOFF_FIRST
         model = settings.model
         self._model = orjson.dumps(model) if model else b""
@@ -156,6 +157,11 @@ class Endpoint:
             self.probing = False
             self.pace.restart(now)
         self._backoff, self.words = _BACKOFF_FIRST, ""
+        self.failed_alone.clear()
+
+    def is_well(self) -> None:
+        """It says so itself: the next may be asked at once, although still alone."""
+        self._backoff, self.not_before = _BACKOFF_FIRST, 0.0
 
     def rest(self, now: float, words: str, *, seconds: float = 0.0, probing: bool = True) -> None:
         """Leave it in peace: for so many seconds as it asked for, else the longer the more often in a row."""

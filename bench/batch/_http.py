@@ -18,7 +18,7 @@ import orjson
 import stacks
 
 from ._multipart import BadUpload, boundary_of, receive
-from ._runner import RunSettings
+from ._progress import RunSettings
 from ._service import Batches, Wrong, copied
 from ._wire import EndpointSettings
 

@@ -85,7 +85,8 @@ def said(body: bytes) -> str:
         text = found if isinstance(found, str) else orjson.dumps(found).decode()
     except orjson.JSONDecodeError:
         text = body[: 4 * _MOST_WORDS].decode(errors="replace")
-    return " ".join(text.split())[:_MOST_WORDS]
+    # No database of text takes a zero byte.
+    return " ".join(text.replace("\0", " ").split())[:_MOST_WORDS]
 
 
 def seconds_of(value: bytes) -> float:

@@ -130,7 +130,7 @@ class Keeper:
 
     def _persist(self, step: Step, *, count: bool) -> tuple[Taken, Counts | None]:
         """Until it is done: what has been answered is never thrown away because the disk is full for a while."""
-        troubled = False
+        troubled, last_tries = False, 3
         while True:
             try:
                 taken = self._queue.step(self._owner, step)
@@ -139,8 +139,12 @@ class Keeper:
                     self._queue.release_dead()
                 counts = self._queue.counts() if count else None
             except DatabaseTrouble as error:
-                if self._leave.is_set() and troubled:
-                    raise
+                if self._leave.is_set():
+                    last_tries -= 1
+                    if not last_tries:
+                        # Nobody waits for ever; what is not written will be asked again.
+                        raise
+                    time.sleep(_AGAIN_SECONDS)
                 troubled = True
                 self._loop.call_soon_threadsafe(self._trouble, str(error))
                 self._leave.wait(_AGAIN_SECONDS)

@@ -14,7 +14,6 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -25,11 +24,13 @@ import uvloop
 import stacks
 
 from ._endpoint import Endpoint, Work
-from ._forecast import Eta, Forecast, Prices, projected, warnings
+from ._forecast import Forecast, projected, warnings
 from ._judge import Finding, Kind
 from ._keeper import Keeper
 from ._model import Block, Counts, Outcome, State, Strike
-from ._queue import Queue, Taken, this_owner
+from ._owners import this_owner
+from ._progress import Ending, Progress, RunSettings, report_of
+from ._queue import Queue, Taken
 from ._wire import EndpointSettings
 
 _TICK_SECONDS = 0.1
@@ -38,50 +39,8 @@ _FEWEST_READY = 64
 # Broken connections until an input is given up: the last two of them with nothing else in flight.
 _MOST_LOSSES = 5
 _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """`tries`: answered failures after which an input is listed as failed. `timeout`: seconds for one answer. `patience`:
-    seconds without any answer from anywhere after which the run ends (the batch stays as it is). `stop_after`: so many inputs
-    failed in a row pause the batch, 0: never. `grace`: seconds for what is in flight when the run is told to stop.
-    `deadline`: epoch seconds; `budget`: dollars."""
-
-    tries: int = 5
-    timeout: float = 600.0
-    patience: float = 3600.0
-    stop_after: int = 100
-    grace: float = 20.0
-    prices: Prices = field(default_factory=Prices)
-    deadline: float | None = None
-    budget: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Once a second. `spent`, `cost`: dollars so far and projected, nan where unknown. `endpoints`: by URL, what each does.
-    `trouble`: what keeps the run from going on, in words. `warnings`: promises that cannot be kept, and what would."""
-
-    counts: Counts
-    eta: Eta
-    busy: float
-    spent: float
-    cost: float
-    endpoints: Mapping[str, Mapping[str, Any]]
-    errors: Mapping[str, int]
-    trouble: str = ""
-    warnings: Sequence[str] = ()
-    state: State = "running"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a run ended. `state`: of the batch; `reason`: why not all is done; `asked`: requests sent in this run."""
-
-    state: State
-    counts: Counts
-    reason: str
-    asked: int
+# So many different inputs, each asked alone of an endpoint that is well, do not fail by themselves: a wrong model does it.
+_MOST_ALONE = 5
 
 
 def run(
@@ -195,10 +154,9 @@ class _Runner:
         while any(endpoint.in_flight for endpoint in self._endpoints) and monotonic() < end:
             await asyncio.sleep(0.02)
         self._stopping = True
-        if self._error is None:
-            await self._keeper.finish()
-            # The last commit reports by a callback.
-            await asyncio.sleep(0)
+        await self._keeper.finish()
+        # The last commit reports by a callback.
+        await asyncio.sleep(0)
 
     # --- sending
 
@@ -335,6 +293,11 @@ class _Runner:
     async def _prove(self, endpoint: Endpoint, work: Work, finding: Finding, body: bytes, status: int) -> None:
         healthy = await asyncio.to_thread(endpoint.healthy)
         if healthy:
+            endpoint.is_well()
+            endpoint.failed_alone.add(work.item.seq)
+            if self._settings.stop_after and len(endpoint.failed_alone) >= _MOST_ALONE and len(self._endpoints) == 1:
+                words = f"{finding.code}: {finding.words}" if finding.words else finding.code
+                self._stop(f"{endpoint.name} says that it is well and fails every input, with {words}", pausing=True)
             self._try_again(endpoint, work, monotonic(), finding, body, status)
         else:
             self._ready.append(work)
@@ -411,7 +374,7 @@ class _Runner:
         self._looked = now
         self._forecast.feed(now, max(0, counts.done - self._base))
         found = self._state_of_things()
-        self._last_report = _report(found)
+        self._last_report = report_of(found)
         if self._progress is not None:
             self._progress(found)
 
@@ -422,7 +385,7 @@ class _Runner:
         self._pump()
 
     def _broke(self, error: BaseException) -> None:
-        self._error = error
+        self._error = self._error or error
         self._over.set()
 
     # --- now and then
@@ -430,7 +393,8 @@ class _Runner:
     def _tick(self) -> None:
         now = monotonic()
         while self._delayed and self._delayed[0][0] <= now:
-            self._ready.appendleft(heapq.heappop(self._delayed)[2])
+            # Behind the others: what fails again and again must not be the only thing that is asked.
+            self._ready.append(heapq.heappop(self._delayed)[2])
         for endpoint in self._endpoints:
             endpoint.sweep(now)
             endpoint.pace.tick(now)
@@ -478,18 +442,3 @@ class _Runner:
             "state": state, "in_flight": endpoint.in_flight, "limit": pace.limit, "settled": pace.settled, "rate": pace.rate,
             "ok": endpoint.ok, "failed": endpoint.failed, "tokens_out": endpoint.tokens_out, "words": endpoint.words,
         }  # fmt: skip
-
-
-def _report(found: Progress) -> Mapping[str, Any]:
-    """For others to read in the database."""
-    eta = found.eta
-    return {
-        "eta": {name: _finite(getattr(eta, name)) for name in eta.__dataclass_fields__},
-        "spent": _finite(found.spent), "cost": _finite(found.cost), "endpoints": found.endpoints,
-        "errors": found.errors, "trouble": found.trouble, "warnings": list(found.warnings),
-    }  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

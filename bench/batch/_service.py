@@ -23,9 +23,11 @@ import stacks
 
 from ._formats import BadRow, Recipe, read
 from ._model import PATHS, Counts, Input
-from ._queue import Queue, create, ids, open_queue
+from ._progress import RunSettings
+from ._queue import Queue
 from ._results import lines
-from ._runner import RunSettings, run
+from ._runner import run
+from ._stores import create, ids, open_queue
 from ._wire import EndpointSettings
 
 _WINDOWS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -10,8 +10,8 @@ from typing import Any
 
 from ._forecast import Eta, span
 from ._model import Counts, Info
+from ._progress import Progress, finite
 from ._queue import Queue
-from ._runner import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +32,15 @@ class Status:
 
     def as_json(self) -> dict[str, Any]:
         """For scripts; null where nothing is known."""
-        eta = {name: _finite(getattr(self.eta, name)) for name in self.eta.__dataclass_fields__}
+        eta = {name: finite(getattr(self.eta, name)) for name in self.eta.__dataclass_fields__}
         return {
             "id": self.info.id, "state": self.info.state, "reason": self.info.reason, "total": self.counts.total,
             "ok": self.counts.ok, "failed": self.counts.failed, "left": self.counts.left,
             "tokens_in": self.counts.tokens_in, "tokens_out": self.counts.tokens_out, "created": self.info.created,
             "ended": self.info.ended or None, "busy_seconds": self.info.busy, "runners": self.runners, "eta": eta,
-            "spent_usd": _finite(self.spent), "projected_usd": _finite(self.cost), "endpoints": dict(self.endpoints),
+            "spent_usd": finite(self.spent), "projected_usd": finite(self.cost), "endpoints": dict(self.endpoints),
             "errors": dict(self.errors), "trouble": self.trouble, "warnings": list(self.warnings),
         }  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def status(queue: Queue) -> Status:

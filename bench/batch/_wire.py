@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 import httptools
 
@@ -51,6 +51,29 @@ class EndpointSettings:
             url=self.url, engine="openai", model=self.model or "", stream=False, api_key=self.api_key,
             headers=self.headers, ca_file=self.ca_file, insecure=self.insecure,
         )  # fmt: skip
+
+
+def endpoint_words(text: str) -> dict[str, Any]:
+    """`WHERE[,slots=N][,weight=W][,most=N][,model=NAME]` as a mapping. Raises InputError."""
+    where, *options = text.split(",")
+    found: dict[str, Any] = {"where": where}
+    for option in options:
+        key, _, value = option.partition("=")
+        try:
+            if key == "model" and value:
+                found[key] = value
+            elif key in ("slots", "most") and int(value) > 0:
+                found[key] = int(value)
+            elif key == "weight" and float(value) > 0:
+                found[key] = float(value)
+            else:
+                raise ValueError
+        except ValueError:
+            raise stacks.InputError(
+                where=f"--endpoint {where}", got=option or "nothing after a comma",
+                allowed="URL or stack, then ,slots=N ,weight=W ,most=N ,model=NAME", fix="correct it",
+            ) from None  # fmt: skip
+    return found
 
 
 Replied = Callable[["Link", int, bytes, bytes], None]

@@ -17,7 +17,6 @@ from bench import batch
 
 from . import _benching as benching
 
-_ALLOWED = "URL or stack, then ,slots=N ,weight=W ,most=N ,model=NAME"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -68,28 +67,6 @@ def typical(queue: batch.Queue) -> Typical:
         prompt_tokens=max(1.0, sum(sizes) / len(sizes) / 4),
         output_tokens=sum(limits) / len(limits) if limits else 128.0,
     )
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """`URL-or-stack[,key=value…]` as a mapping. Raises InputError."""
-    where, *options = text.split(",")
-    found: dict[str, Any] = {"where": where}
-    for option in options:
-        key, equals, value = option.partition("=")
-        try:
-            if key == "model" and value:
-                found[key] = value
-            elif key in ("slots", "most") and int(value) > 0:
-                found[key] = int(value)
-            elif key == "weight" and float(value) > 0:
-                found[key] = float(value)
-            else:
-                raise ValueError
-        except ValueError:
-            raise stacks.InputError(
-                where=f"--endpoint {where}", got=option if equals else f"{option!r}", allowed=_ALLOWED, fix="correct it"
-            ) from None
-    return found
 
 
 def chosen(

@@ -98,7 +98,7 @@ def submit(
 
     FILE is in OpenAI's Batch format, or rows of columns with a --template (or a column `prompt`).
     """
-    given = [batching.parsed(text) for text in endpoint or []]
+    given = [room.endpoint_words(text) for text in endpoint or []]
     if format not in ("auto", "jsonl", "csv", "parquet"):
         raise stacks.InputError(
             where="--format", got=format, allowed="auto, jsonl, csv, parquet", fix="name one of these"
@@ -158,7 +158,7 @@ def run(
     """
     queue = room.open_queue(_store(store), id)
     info = queue.info()
-    given = [batching.parsed(text) for text in endpoint or []] or list(info.settings.get("endpoints") or [])
+    given = [room.endpoint_words(text) for text in endpoint or []] or list(info.settings.get("endpoints") or [])
     found = batching.chosen(
         given, api_key=api_key, headers=[benching.header(text) for text in header or []], ca_file=ca_file,
         insecure=insecure, concurrency=concurrency, share=share, like=batching.typical(queue),
@@ -336,7 +336,7 @@ def serve(
     api_key: ApiKey = "",
 ) -> None:
     """Serve OpenAI's Batch API (/v1/files, /v1/batches) over the endpoints; batches go on after a restart."""
-    given = [batching.parsed(text) for text in endpoint or []]
+    given = [room.endpoint_words(text) for text in endpoint or []]
     found = batching.chosen(
         given, api_key=api_key, headers=(), ca_file="", insecure=False, concurrency=concurrency, share=share,
         like=batching.Typical(),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from bench import batch
 from tollgate.__main__ import main
+from tollgate.commands import _benching
 
 ROOT = Path(__file__).parents[3]
 Tollgate = Callable[..., subprocess.CompletedProcess[str]]
@@ -161,3 +164,81 @@ def test_errors_name_what_was_given_and_the_way_out(tollgate: Tollgate, tmp_path
     done = tollgate("run", name, "-e", "http://127.0.0.1:1", "--patience", 1, "--timeout", 1, code=1)
     assert "no endpoint has answered for 1 s: http://127.0.0.1:1: connection_refused" in done.stderr
     assert "nothing is lost" in done.stderr
+
+
+def test_a_stack_gives_address_model_slots_and_price_and_its_plan_speaks_first(
+    tollgate: Tollgate, serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(_benching, "place", lambda *_: _benching.Place(url=server.url))
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(300)))
+    tollgate("submit", file, "-e", "local-dev", "--id", "b", "--priority", 7, "--budget", 0.0001)
+    done = tollgate("run", "b", "--deadline", "1s", "--share", 0.1, "-o", tmp_path / "out.jsonl")
+    assert "by the plan" in done.stderr
+    assert (
+        "WARNING: the budget cannot be kept (as far as can be told: by the plan, nothing is measured yet)"
+        in done.stderr
+    )
+    assert "WARNING: the deadline cannot be kept (as far as can be told: by the plan" in done.stderr
+    line = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert line["response"]["body"]["model"] == "gemma3:4b"
+    # Ten nodes with 8 slots each, and a tenth of them.
+    assert 1 <= server.most() <= 8
+
+
+@pytest.mark.parametrize("how", ["unloaded", "restarted"])
+def test_ollama_may_unload_its_model_or_be_restarted_in_the_middle(
+    tollgate: Tollgate, tmp_path: Path, how: str
+) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    env = {
+        **os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": "4", "TOLLGATE_SIM_MODELS": "gemma3:4b",
+        "TOLLGATE_SIM_SPEED": "20", "TOLLGATE_SIM_LOAD_SECONDS": "10", "TOLLGATE_SIM_GRACE": "0",
+    }  # fmt: skip
+
+    def ollama() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "bench.simulator", "ollama"], cwd=ROOT, env=env)
+
+    engine = ollama()
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(150)))
+    tollgate(
+        "submit", file, "-e", url, "--model", "gemma3:4b", "--path", "/api/generate", "--id", "b",
+        "--set", 'options={"num_predict":8}',
+    )  # fmt: skip
+    seen: list[int] = []
+
+    def upset() -> None:
+        nonlocal engine
+        queue = batch.open_queue(str(tmp_path / "batches"), "b")
+        while (done := queue.counts().done) < 40:
+            time.sleep(0.02)
+        seen.append(done)
+        if how == "restarted":
+            engine.kill()
+            engine.wait()
+            time.sleep(1)
+            engine = ollama()
+        else:
+            body = json.dumps({"model": "gemma3:4b", "keep_alive": 0}).encode()
+            urllib.request.urlopen(urllib.request.Request(f"{url}/api/generate", body), timeout=20).close()
+
+    thread = threading.Thread(target=upset, daemon=True)
+    thread.start()
+    try:
+        done = tollgate("run", "b", "--tries", 1, "--timeout", 20, "-o", tmp_path / "out.jsonl")
+        thread.join(20)
+        assert seen
+        assert seen[0] < 150
+        assert "b  done: 150 answered, 0 failed" in done.stderr
+        answers = [json.loads(line)["response"]["body"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert all(answer["done"] and answer["eval_count"] == 8 for answer in answers)
+        assert len(answers) == 150
+    finally:
+        engine.terminate()
+        engine.wait(20)

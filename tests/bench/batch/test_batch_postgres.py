@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +20,9 @@ import stacks
 from bench import batch
 from bench.batch import _queue
 
-from .test_batch_survives import UNSETTLED, lines, start
+from .test_batch_survives import ROOT, UNSETTLED, lines, start
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +104,38 @@ def test_a_custom_id_that_stands_there_twice_is_named_and_leaves_nothing(
 def test_a_server_that_is_not_there_is_said_to_be_so() -> None:
     with pytest.raises(stacks.TollgateError, match="PostgreSQL"):
         batch.ids("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_pods_of_a_job_submit_once_and_survive_being_killed_at_random(
+    postgres: str, serve: Callable[..., Any], outputs: Any, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    server = serve(delay=0.02, log=log)
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"custom_id": "p{i}", "prompt": "p{i}"}}\n' for i in range(2000)))
+    command = [
+        sys.executable, "-m", "bench", "batch", "nightly", "--store", postgres, "--input", str(tmp_path / "in.jsonl"),
+        "--model", "m", "--endpoint", f"{server.url},slots=4,most=4",
+    ]  # fmt: skip
+
+    def pod() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    draw = random.Random(3)
+    pods = [pod() for _ in range(3)]
+    for number in range(1, 5):
+        while len(lines(log)) < 300 * number:
+            assert all(one.poll() is None for one in pods), [
+                one.communicate() for one in pods if one.poll() is not None
+            ]
+            time.sleep(0.01)
+        gone = pods.pop(draw.randrange(3))
+        gone.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+        gone.communicate()
+        pods.append(pod())
+    for one in pods:
+        out, err = one.communicate(timeout=60)
+        assert one.returncode == 0, (out, err)
+    queue = batch.open_queue(postgres, "nightly")
+    good, bad = outputs(queue)
+    assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(2000)], [])
+    assert sum(Counter(lines(log)).values()) - 2000 <= 4 * (64 + 4)

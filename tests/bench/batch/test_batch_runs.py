@@ -120,10 +120,10 @@ def test_an_endpoint_that_is_gone_for_a_while_costs_no_input(submit: Submit, ser
     server = serve(delay=0.005)
     queue = submit(1500)
     later(0.3, lambda: server.control(cut=True))
-    later(1.5, lambda: server.control(cut=False, status=503, health=503))
-    later(2.5, lambda: server.control(status=500))
-    later(3.5, lambda: server.control(status=404))
-    later(4.5, lambda: server.control(status=200))
+    later(0.9, lambda: server.control(cut=False, status=503, health=503))
+    later(1.5, lambda: server.control(status=500))
+    later(2.1, lambda: server.control(status=404))
+    later(2.7, lambda: server.control(status=200))
     seen: list[batch.Progress] = []
     ending = run(queue, server.url, tries=2, progress=seen.append)
     assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 1500, 0)
@@ -177,6 +177,15 @@ def test_a_wrong_key_pauses_the_batch_at_once_and_says_so(submit: Submit, serve:
         run(queue, server.url)
     queue.set_state("running")
     assert run(queue, server.url, api_key="secret").counts.ok == 50
+
+
+def test_a_model_that_is_not_there_pauses_the_batch_within_seconds(submit: Submit, serve: Serve) -> None:
+    server = serve()
+    server.control(status=404)
+    ending = run(submit(1000), server.url)
+    assert ending.state == "paused"
+    assert "says that it is well and fails every input, with http_404: not now" in ending.reason
+    assert ending.asked < 20
 
 
 def test_a_batch_that_only_fails_is_paused_and_its_failures_can_be_asked_again(submit: Submit, serve: Serve) -> None:

@@ -20,6 +20,7 @@ import pytest
 import stacks
 from bench import batch
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SLOTS = 16
 # What may be answered and not yet written (see `_runner`), and what is in flight.
