@@ -4,7 +4,8 @@ A replica with `slots` is a birth-death process over the number of requests in i
 j / S(j) per second, S(j) being `Timing.request_seconds`; above `slots` the rest wait. Closed (N users, think time Z):
 births (N - j) / Z, the machine-repair model (Reiser and Lavenberg 1980, load-dependent station). Open: births λ.
 Quantiles: waiting is zero, or a Weibull of its mean and variance for those who wait (exponential in M/M/c), service a
-log-normal with the spread of the reply length; the two are joined as independent deviations.
+log-normal with the spread of the reply length and of the neighbours that a request finds; the two are joined as
+independent deviations.
 Approximations, and named in the plan.
 """
 
@@ -69,7 +70,8 @@ def predict(timing: Timing, *, slots: int, replicas: int, traffic: Traffic, spre
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _State:
-    """One replica in its steady state. `wait_chance`: share of requests that wait at all."""
+    """One replica in its steady state. `wait_chance`: share of requests that wait at all; `service_variance`: of the
+    seconds in service for the neighbours that an arrival finds, replies of one length."""
 
     rate: float
     running: float
@@ -77,6 +79,7 @@ class _State:
     wait_mean: float
     wait_variance: float
     wait_chance: float
+    service_variance: float
     saturated: bool
 
 
@@ -134,6 +137,10 @@ class Station:
             self._rates[running] = found
         return found
 
+    def _service(self, running: int) -> float:
+        """Seconds from admission to the last token with so many always in work."""
+        return running / self._rate(running)
+
     def _closed(self, users: int) -> _Row:
         row = self._closed_rows.get(users)
         if row is None:
@@ -154,6 +161,7 @@ class Station:
             # As many departures as are ahead, each 1 / rate apart on average with the spread of one service.
             wait_variance=waiting * (self._output.cv / rate) ** 2,
             wait_chance=1.0 if waiting else 0.0,
+            service_variance=0.0,
             saturated=False,
         )
 
@@ -184,11 +192,14 @@ class Station:
             states.append((j - 1, weight))
         total = rate = running = waiting = 0.0
         # What an arrival finds: the states by their rate of arrivals.
-        arrivals = late = ahead1 = ahead2 = 0.0
+        arrivals = late = ahead1 = ahead2 = service1 = service2 = 0.0
         for j, weight in states:
             seen = weight * (users - j)
             total += weight
             arrivals += seen
+            service = self._service(min(j + 1, slots, users))
+            service1 += seen * service
+            service2 += seen * service * service
             if j < slots:
                 rate += weight * self._rate(j) if j else 0.0
                 running += weight * j
@@ -208,6 +219,7 @@ class Station:
             wait_mean=mean,
             wait_variance=max(0.0, ahead2 / arrivals / last**2 - mean**2),
             wait_chance=late / arrivals,
+            service_variance=max(0.0, service2 / arrivals - (service1 / arrivals) ** 2),
             saturated=False,
         )
 
@@ -224,20 +236,28 @@ class Station:
                 wait_mean=math.inf,
                 wait_variance=math.inf,
                 wait_chance=1.0,
+                service_variance=0.0,
                 saturated=True,
             )
         weight = total = 1.0
         running = 0.0
+        service1 = self._service(1)
+        service2 = service1**2
         for j in range(1, slots + 1):
             weight *= rate / self._rate(j)
+            service = self._service(min(j + 1, slots))
             total += weight
             running += weight * j
+            service1 += weight * service
+            service2 += weight * service * service
             if weight > _HUGE:
                 weight, total, running = weight / _HUGE, total / _HUGE, running / _HUGE
+                service1, service2 = service1 / _HUGE, service2 / _HUGE
         # Beyond the slots the chain is geometric with ratio rho: its sums are closed.
         rho = rate / last
         tail = weight * rho / (1 - rho)
         total += tail
+        service1, service2 = (service1 + tail * service) / total, (service2 + tail * service**2) / total
         chance = weight / (1 - rho) / total
         mean = chance / (1 - rho) / last
         square = 2 * chance / (1 - rho) ** 2 / last**2
@@ -252,6 +272,7 @@ class Station:
             wait_mean=factor * mean,
             wait_variance=factor**2 * max(0.0, square - mean**2),
             wait_chance=chance if factor else 0.0,
+            service_variance=max(0.0, service2 - service1**2),
             saturated=False,
         )
 
@@ -263,7 +284,7 @@ class Station:
         step = (service - first) / max(1.0, output.mean - 1)
         wait = _waiting(state)
         ttft = _join(wait, _spread(first, (first * prompt.cv) ** 2))
-        e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2))
+        e2e = _join(wait, _spread(service, (step * output.mean * output.cv) ** 2 + state.service_variance))
         # The 95th percentile of gaps: a late step, and another's prompt in it where more than 1 step in 20 has one.
         gap = timing.decode_step_seconds(running, prompt.mean + output.mean)
         if (running - 1) / max(1.0, output.mean) > 0.05:

@@ -29,7 +29,7 @@ stepping = script("stepping")
 
 @pytest.mark.parametrize(
     ("rate", "spread", "mean_within", "late_within"),
-    [(0.5, False, 0.05, 0.15), (1.5, False, 0.08, 0.25), (2.0, False, 0.10, 0.30), (1.5, True, 0.10, 0.35)],
+    [(0.5, False, 0.02, 0.05), (1.5, False, 0.03, 0.05), (2.0, False, 0.04, 0.08), (1.5, True, 0.04, 0.12)],
 )
 def test_open_arrivals_come_out_as_in_a_stepped_engine(
     rate: float, spread: bool, mean_within: float, late_within: float
