@@ -8,6 +8,7 @@ fails, and is evaluated again with the SDKs as they are.
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import re
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 _LISTED = re.compile(r"'(\w+)'")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -77,8 +80,14 @@ def _members(package: str) -> Callable[[str], Any]:
 
 
 def install() -> None:
-    """From here on in this process; before any of the SDKs' services is imported."""
+    """From here on in this process; before any of the SDKs' services is imported. YAML is read by libyaml where that is there."""
     sys.meta_path.insert(0, _Light())
+    # The SDK reads the whole stack of every resource's constructor, for error messages of an engine that is not there.
+    sys.tracebacklimit = 1
+    fast = getattr(yaml, "CSafeLoader", None)
+    if fast is not None:
+        setattr(yaml, "SafeLoader", fast)  # noqa: B010 - typed as a class, not as a name
+        setattr(yaml, "parse", functools.partial(yaml.parse, Loader=fast))  # noqa: B010
 
 
 def camel(value: Any, *, free: bool = False) -> Any:
