@@ -26,13 +26,15 @@ from ._probe import get
 from ._wire import Target
 
 _RUNNING = r'__name__=~"(vllm|ollama):num_requests_running"'
+# One pod may be scraped by several jobs, by itself and behind its Service: it counts once.
+_ONCE = "max without (job, service, endpoint, container)"
 # series -> PromQL; %s is a selector that begins with a comma, or nothing.
 QUERIES: dict[str, str] = {
-    "server_running": f"sum({{{_RUNNING}%s}})",
-    "server_waiting": 'sum({__name__=~"(vllm|ollama):num_requests_waiting"%s})',
-    "server_kv_usage": 'avg({__name__=~"(vllm|ollama):(kv|gpu)_cache_usage_perc"%s})',
-    "gpu_utilization": 'avg({__name__="DCGM_FI_DEV_GPU_UTIL"%s}) / 100',
-    "gpu_memory_bytes": 'sum({__name__="DCGM_FI_DEV_FB_USED"%s}) * 1048576',
+    "server_running": f"sum({_ONCE} ({{{_RUNNING}%s}}))",
+    "server_waiting": f'sum({_ONCE} ({{__name__=~"(vllm|ollama):num_requests_waiting"%s}}))',
+    "server_kv_usage": f'avg({_ONCE} ({{__name__=~"(vllm|ollama):(kv|gpu)_cache_usage_perc"%s}}))',
+    "gpu_utilization": f'avg({_ONCE} ({{__name__="DCGM_FI_DEV_GPU_UTIL"%s}})) / 100',
+    "gpu_memory_bytes": f'sum({_ONCE} ({{__name__="DCGM_FI_DEV_FB_USED"%s}})) * 1048576',
     "replicas": f"count(count by (pod, instance) ({{{_RUNNING}%s}}))",
     "nodes": f'count(count by (node) ({{{_RUNNING},node!=""%s}}))',
 }

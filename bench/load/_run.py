@@ -64,15 +64,17 @@ class Progress:
 class Settings:
     """How to measure.
 
-    `runs` samples of `seconds` each after warm-up; a run lasts at most `patience` times `seconds` in all. A batch, a replay
-    or a schedule that ends is measured to its end, but for at most `max_seconds`. `seed`: of prompts, lengths and
-    arrivals. `reconnect`: a new connection for every request, so that a Service spreads requests and not users.
-    `workers`: processes that share the load. `raw_file`: where to keep a record of every request (see `RawFile`).
-    `request_timeout`, `ready_timeout`: seconds. `context_tokens`: bounds prompt plus answer.
+    `runs` samples of `seconds` each after warm-up, of up to 5 times as long where fewer than `requests` end in that time or
+    an answer takes longer; a run lasts at most `patience` times that in all. A batch, a replay or a schedule that ends is
+    measured to its end, but for at most `max_seconds`. `seed`: of prompts, lengths and arrivals. `reconnect`: a new
+    connection for every request, so that a Service spreads requests and not users. `workers`: processes that share the
+    load. `raw_file`: where to keep a record of every request (see `RawFile`). `request_timeout`, `ready_timeout`: seconds.
+    `context_tokens`: bounds prompt plus answer.
     """
 
     runs: int = 3
     seconds: float = 30.0
+    requests: int = 20
     patience: float = 3.0
     max_seconds: float = math.inf
     seed: int = 1
@@ -83,6 +85,10 @@ class Settings:
     max_open: int = 10_000
     workers: int = 1
     raw_file: Path | None = None
+
+
+# A window is stretched no further than this many times what was asked for.
+_LONGEST = 5.0
 
 
 class Stopper:
@@ -201,6 +207,7 @@ class _Sending:
     load: Load
     raw: RawFile | None
     observer: Observer | None
+    length: float = 0.0
     floor: float | None = None
     found: float | None = None
     sent: float | None = None
@@ -229,7 +236,7 @@ class _Sending:
 
     def _watch(self, crew: Crew, series: Series) -> None:
         settings, whole = self.settings, _ends(self.load)
-        limit = settings.max_seconds if whole else settings.patience * settings.seconds
+        longest = _LONGEST * settings.seconds
         while True:
             seen = crew.look()
             elapsed = monotonic() - crew.began
@@ -242,15 +249,18 @@ class _Sending:
             guess = None
             if self.floor is not None:
                 if not whole:
-                    self.found = series.warm_up(elapsed, settings.seconds, self.floor)
+                    self.length = series.window(elapsed, settings.seconds, settings.requests)
+                    self.found = series.warm_up(elapsed, self.length, self.floor) if self.length <= longest else None
                 guess = series.begin(elapsed, self.floor, min(0.4 * elapsed, elapsed - self.floor))
             left = _left(self.load, elapsed, seen) if whole else None
-            self.report(_progress(seen, self.number, settings, self.report, elapsed, guess, left))
+            length = min(max(self.length, settings.seconds), longest)
+            limit = settings.max_seconds if whole else settings.patience * length
+            self.report(_progress(seen, self.number, length, self.report, elapsed, guess, left))
             if self.stopper or self.finished or self.found is not None or elapsed >= limit:
                 return
 
     def _window(self, began: float, elapsed: float, series: Series, started: datetime) -> Window:
-        length = min(self.settings.seconds, elapsed)
+        length = min(self.length if self.found is not None else self.settings.seconds, elapsed)
         whole = _ends(self.load)
         if whole:
             # Measured to its end: what it is slow at is part of it.
@@ -298,7 +308,7 @@ def _raw(path: Path | None) -> Iterator[RawFile | None]:
 def _progress(
     seen: Snapshot,
     number: int,
-    settings: Settings,
+    length: float,
     report: _Report,
     elapsed: float,
     level: float | None,
@@ -310,14 +320,14 @@ def _progress(
     first = (good["first"] - good["scheduled"])[good["first"] > 0]
     recent = min(elapsed, max(1.0, 10 * BIN_SECONDS))
     kinds = {int(status) for status in table["status"] if status > 0}
-    left = settings.seconds if level is None else max(0.0, settings.seconds - (elapsed - level))
+    left = length if level is None else max(0.0, length - (elapsed - level))
     if ends is not None:
         left = ends
     spread = float(good["end"].max() - good["end"].min()) if len(good) > 1 else 0.0
     return Progress(
         phase="warm-up" if level is None else "measuring",
         run=number + 1,
-        runs=settings.runs,
+        runs=report.runs,
         elapsed=monotonic() - report.began,
         eta=report.eta(number, left),
         rate=float(seen.bin_ok[int((elapsed - recent) / BIN_SECONDS) :].sum()) / recent,
@@ -339,7 +349,7 @@ class _Report:
     """Hands progress on, and guesses how long the rest takes: each run as long as the ones before it took."""
 
     def __init__(self, progress: Callable[[Progress], None] | None, settings: Settings, began: float) -> None:
-        self._progress, self._settings, self.began = progress, settings, began
+        self._progress, self._settings, self.began, self.runs = progress, settings, began, settings.runs
 
     def __call__(self, now: Progress) -> None:
         if self._progress is not None:

@@ -133,6 +133,18 @@ class Series:
             return None
         return begun
 
+    def window(self, now: float, seconds: float, requests: int) -> float:
+        """How long to measure, looking back from `now`: at least `seconds`, until `requests` have ended, and as long as an
+        answer takes on average; infinity as long as too few have ended."""
+        size = int(now / self.seconds)
+        ok = _padded(self.ok, size)[::-1].cumsum()
+        ended = ok + _padded(self.failed, size)[::-1].cumsum()
+        if not size or ended[-1] < requests:
+            return math.inf
+        bins = max(int(np.searchsorted(ended, requests)) + 1, min(size, math.ceil(seconds / self.seconds)))
+        latency = float(_padded(self.latency, size)[-bins:].sum() / max(ok[bins - 1], 1.0))
+        return max(seconds, bins * self.seconds, latency)
+
     def trend(self, start: float, end: float) -> Trend:
         """Of the latency between two moments, in seconds from the start."""
         a, b = int(start / self.seconds), int(end / self.seconds)

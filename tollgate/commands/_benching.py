@@ -164,6 +164,7 @@ def _of_stack(
         "accelerator": stack.release.accelerator.gpu,
         "machine_type": stack.fleet.machine_type,
         "region": stack.fleet.regions[0],
+        "simulated": stack.target == "local",
     }
     known = generator.Costs(objectives=stack.objectives, per_hour_usd=hourly)
     return values.release_digest(stack.release), plan.replicas_max, known, environment

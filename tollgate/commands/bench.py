@@ -74,7 +74,7 @@ Machine = Annotated[str | None, typer.Option(help="Or: its machine type, priced 
 Region = Annotated[str, typer.Option(help="in that region,")]
 Nodes = Annotated[int, typer.Option(min=1, help="so many of them.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request has failed.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")]
+Json = Annotated[Path | None, typer.Option("--json", "--output", help="Write the whole result there.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]
 
 

@@ -41,7 +41,11 @@ def shop(kubectl: Kubectl, fresh_namespace: str) -> str:
         "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
     }
     labels = {"app": "engine"}
-    template = {"metadata": {"labels": labels}, "spec": {"containers": [container], "terminationGracePeriodSeconds": 1}}
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"}
+    template = {
+        "metadata": {"labels": labels, "annotations": scraped},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+    }
     objects = [
         {"apiVersion": "v1", "kind": "Node", "metadata": meta},
         {
@@ -85,6 +89,10 @@ def test_three_pods_measure_as_one_and_leave_nothing(cluster: Any, kubectl: Kube
     assert run.ok > 10
     assert run.metrics["concurrency_mean"] == pytest.approx(7, rel=0.1)
     assert run.client["connections"] == 7
+    # What the cluster's own Prometheus saw of the two engines.
+    assert run.metrics["replicas_max"] == 2
+    assert 0 < run.metrics["server_running_mean"] <= 8
+    assert run.metrics["nodes_max"] == 1
     assert left(kubectl, shop) == ""
 
 
