@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stacks import Fleet, InputError, Prefix, Release
+from stacks import Fleet, InputError, Prefix, Release, Traffic
 
 from ._catalog import Catalog, Gpu, catalog
 from ._memory import Memory, memory_for
@@ -99,6 +99,18 @@ def check(release: Release, fleet: Fleet, prefix: Prefix | None = None) -> None:
             got=str(fleet.nodes.max),
             allowed=f"at least {needed}",
             fix=f"one replica spans {needed} nodes",
+        )
+
+
+def check_lengths(traffic: Traffic, context_tokens: int) -> None:
+    """Whether a mean prompt and its reply fit the context. Raises InputError."""
+    asked = traffic.prompt_tokens.mean + traffic.output_tokens.mean
+    if asked > context_tokens:
+        raise InputError(
+            where="context_tokens",
+            got=f"{context_tokens} for {traffic.prompt_tokens.mean:g} tokens in and {traffic.output_tokens.mean:g} out",
+            allowed=f"at least {asked:g}",
+            fix="raise it, or plan for shorter prompts and replies",
         )
 
 

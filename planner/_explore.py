@@ -10,6 +10,7 @@ from functools import partial
 from stacks import OBJECTIVES, InputError, Objectives, Traffic
 
 from ._catalog import Machine, catalog
+from ._check import check_lengths
 from ._plan import HOURS_PER_MONTH, MOST_NODES, fewest, keeper, metrics_of, unmet_of
 from ._prices import PriceBook, price_book
 from ._queueing import Station
@@ -360,6 +361,7 @@ def _ways(search: Search) -> tuple[Way, ...]:
             allowed=f"at most {model.max_context} for {model.id}",
             fix="lower it",
         )
+    check_lengths(search.traffic, search.context_tokens)
     names = (None if given is None else tuple(given) for given in (search.engines, search.quantizations, search.gpus))
     return ways_of(model.id, *names, search.mig, search.kv_cache, search.context_tokens)
 

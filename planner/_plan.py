@@ -10,7 +10,7 @@ from typing import Any
 from stacks import OBJECTIVES, Fleet, InputError, Objectives, Release, Stack, Traffic
 
 from ._catalog import Catalog, Machine, catalog
-from ._check import check, memory_of, nodes_per_replica, resolve
+from ._check import check, check_lengths, memory_of, nodes_per_replica, resolve
 from ._memory import Memory
 from ._prices import PriceBook, price_book
 from ._queueing import Prediction, Spread, predict
@@ -94,6 +94,7 @@ def plan_for(
     `cap`: words for what keeps the fleet from growing, where that is what breaks a promise.
     """
     check(release, fleet, traffic.prefix)
+    check_lengths(traffic, release.context_tokens)
     release = resolve(release)
     slots = int(release.parallelism.slots)
     known = catalog()

@@ -185,6 +185,10 @@ def test_a_budget_is_kept_or_said_to_be_too_small() -> None:
         ("plan", "--model", "gemma3:4b", "--users", "1", "--gpu", "b200"),
         ("plan", "--model", "gemma3:4b", "--users", "1", "--context", "9999999"),
         ("plan", "--model", "gemma3:4b", "--users", "1", "--region", "mars-north1"),
+        ("plan", "--model", "gemma3:4b", "--users", "1", "--prompt", "4000"),
+        ("plan", "--model", "gemma3:4b", "--users", "1", "--prompt", "inf"),
+        ("plan", "--model", "gemma3:4b", "--users", "1", "--latency", "inf"),
+        ("plan", "--model", "gemma3:4b", "--users", "10000001"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(arguments: tuple[str, ...]) -> None:

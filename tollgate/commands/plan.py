@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 import stacks
+
+_T = TypeVar("_T")
 
 if TYPE_CHECKING:
     from planner import Calibration, Measured, Rendered, Search
@@ -20,12 +22,12 @@ def plan(
         str | None, typer.Option(help="By any of its names (gemma3:4b, google/gemma-3-4b-it), or `any`.")
     ] = None,
     users: Annotated[int | None, typer.Option(min=1, help="People who ask, wait for the reply and ask again.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.0, help="Requests per second, instead of users.")] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-6, help="Requests per second, instead of users.")] = None,
     think: Annotated[float, typer.Option(min=0.0, help="Seconds a user thinks between reply and question.")] = 0.0,
-    latency: Annotated[float | None, typer.Option(min=0.0, help="End-to-end seconds, 95th percentile.")] = None,
-    ttft: Annotated[float | None, typer.Option(min=0.0, help="Seconds to the first token, p95.")] = None,
-    itl: Annotated[float | None, typer.Option(min=0.0, help="Seconds between tokens, p95.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0.0, help="USD per hour at most.")] = None,
+    latency: Annotated[float | None, typer.Option(min=1e-6, help="End-to-end seconds, 95th percentile.")] = None,
+    ttft: Annotated[float | None, typer.Option(min=1e-6, help="Seconds to the first token, p95.")] = None,
+    itl: Annotated[float | None, typer.Option(min=1e-6, help="Seconds between tokens, p95.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0.01, help="USD per hour at most.")] = None,
     prompt: Annotated[float, typer.Option(min=1, help="Mean tokens of a prompt.")] = 128,
     output: Annotated[float, typer.Option(min=1, help="Mean tokens of a reply.")] = 128,
     output_cv: Annotated[float, typer.Option(min=0, help="Spread of replies: deviation over mean.")] = 0.0,
@@ -84,8 +86,8 @@ def plan(
             )
         search = planner.Search(
             model=str(model),
-            traffic=_traffic(users, rate, think, prompt, output, output_cv, prefix, prefix_hits),
-            objectives=_objectives(latency, ttft, itl),
+            traffic=_checked(lambda: _traffic(users, rate, think, prompt, output, output_cv, prefix, prefix_hits)),
+            objectives=_checked(lambda: _objectives(latency, ttft, itl)),
             context_tokens=context,
             engines=engine,
             quantizations=quantization,
@@ -176,6 +178,20 @@ def _traffic(
         output_tokens=stacks.Tokens(mean=output, cv=cv),
         prefix=stacks.Prefix(tokens=prefix, hit_rate=hits) if prefix else None,
     )
+
+
+def _checked(build: Callable[[], _T]) -> _T:
+    """What an option cannot be (no number, or beyond all bounds), said as every other wrong input is."""
+    from pydantic import ValidationError
+
+    try:
+        return build()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "tollgate plan"
+        raise stacks.InputError(
+            where=where, got=repr(first["input"])[:80], allowed=first["msg"], fix="correct the option"
+        ) from None
 
 
 def _objectives(latency: float | None, ttft: float | None, itl: float | None) -> stacks.Objectives | None:
