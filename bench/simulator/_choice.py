@@ -51,6 +51,12 @@ class Choice:
             return self._last
         return self._corpus.piece(self._start + at).decode()
 
+    def safe(self, at: int) -> bytes:
+        """Token `at` as bytes that need no escapes in JSON; none where that is not known."""
+        if self._said is not None or (self._last is not None and at == self.tokens - 1):
+            return b""
+        return self._corpus.piece(self._start + at)
+
     def text(self, tokens: int | None = None) -> str:
         """The first `tokens` tokens, or all."""
         size = self.tokens if tokens is None else tokens

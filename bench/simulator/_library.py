@@ -33,11 +33,12 @@ def full_name(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
+STAMP = 30
 _last = (0, "")
 
 
 def stamp(at: float | None = None) -> str:
-    """A time of the epoch (default: now) as Go prints it, nanoseconds, in UTC; always 30 characters."""
+    """A time of the epoch (default: now) as Go prints it, nanoseconds, in UTC; always `STAMP` characters."""
     global _last
     now = time.time() if at is None else at
     second = int(now)
@@ -52,7 +53,8 @@ class Model:
     def __init__(self, name: str, library: Library) -> None:
         self.name = full_name(name)
         self.asked = name
-        self.asked_json = orjson.dumps(name)
+        # How each line of a stream begins, up to the time.
+        self.line = b'{"model":%b,"created_at":"' % orjson.dumps(name)
         self.library = library
         self.modified = time.time()
         self.digest = hashlib.sha256(self.name.encode()).hexdigest()

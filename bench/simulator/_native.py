@@ -10,7 +10,7 @@ import orjson
 from ._ask import chain
 from ._choice import Choice
 from ._faults import Fate
-from ._library import Model, stamp
+from ._library import STAMP, Model, stamp
 from ._scheduler import Sequence, clock
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
+# What stands before and after a token in its line; the line ends, and so does its chunk.
+_CHAT = (b'","message":{"role":"assistant","content":"', b'"},"done":false}\n\r\n')
+_GENERATE = (b'","response":"', b'","done":false}\n\r\n')
+_LENGTHS = [b"%x\r\n" % size for size in range(512)]
 # A tool call's tokens are not shown one by one; it takes as long as so much text.
 _CALL_CHARACTERS = 64
 
@@ -106,7 +110,7 @@ class Native:
 
     def piece(self, index: int) -> bytes:
         """Token `index` of the answer, safe inside a JSON string."""
-        return orjson.dumps(self.choice.piece(index))[1:-1]
+        return self.choice.safe(index) or orjson.dumps(self.choice.piece(index))[1:-1]
 
     def on_token(self, seq: Sequence) -> None:
         """One more token."""
@@ -182,17 +186,12 @@ class NativeStream(Native):
             self.fate.meet(self.connection, seq.made)
 
     def _line(self, piece: bytes) -> bytes:
-        model = self.model.asked_json
-        at = stamp().encode()
-        if self.chat:
-            line = b'{"model":%b,"created_at":"%b","message":{"role":"assistant","content":"%b"},"done":false}\n' % (
-                model,
-                at,
-                piece,
-            )
-        else:
-            line = b'{"model":%b,"created_at":"%b","response":"%b","done":false}\n' % (model, at, piece)
-        return b"%x\r\n%b\r\n" % (len(line), line)
+        """One token as one line in one chunk."""
+        start = self.model.line
+        middle, end = _CHAT if self.chat else _GENERATE
+        size = len(start) + STAMP + len(middle) + len(piece) + len(end) - 2
+        length = _LENGTHS[size] if size < len(_LENGTHS) else b"%x\r\n" % size
+        return b"".join((length, start, stamp().encode(), middle, piece, end))
 
     def on_finish(self, seq: Sequence) -> None:
         """The last token in its own line, then the numbers."""
