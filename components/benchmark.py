@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class BenchmarkJobArgs:
     url: pulumi.Input[str]
     release_digest: str
     replicas: int
+    requests: int
     environment: Mapping[str, str | int | float | bool]
     cost_per_hour_usd: float
     against: Mapping[str, Any] | None = None
@@ -73,6 +75,8 @@ class BenchmarkJob(Component):
             "objectives": stack.objectives.model_dump(mode="json", exclude_none=True),
             "runs": args.benchmark.runs,
             "seconds": args.benchmark.seconds,
+            # Some more, as the first and the last of them may fall out of the window.
+            "requests": math.ceil(1.1 * args.requests),
             "release": args.release_digest,
             "stack": stack.name,
             "replicas": args.replicas,
@@ -203,8 +207,9 @@ def dialect(stack: stacks.Stack) -> str:
 
 
 def _longest(benchmark: stacks.Benchmark) -> int:
-    """Warm-up may take twice the steady window (bench.load bounds it so), and the engine may need minutes to load."""
-    return int(benchmark.runs * benchmark.seconds * 3 * (2 if benchmark.against else 1) + 600)
+    """A window may grow to 5 times its length, warm-up may take twice that (bench.load bounds them so), and the engine may
+    need minutes to load."""
+    return int(benchmark.runs * benchmark.seconds * 15 * (2 if benchmark.against else 1) + 600)
 
 
 def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> dict[str, Any]:

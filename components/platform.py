@@ -162,6 +162,7 @@ class Platform(Component):
             url=site.url,
             release_digest=self.release_digest,
             replicas=self.plan.replicas_max,
+            requests=stacks.load_pipeline(args.root).min_requests(stack.name),
             environment=_environment(stack),
             cost_per_hour_usd=self.plan.cost_per_hour_max_usd,
             against=_against(stack, benchmark, args.root),

@@ -313,6 +313,10 @@ class Pipeline(Model):
         """The stages that take releases from that stack."""
         return tuple(stage for stage in self.stages if stage.after == stack)
 
+    def min_requests(self, stack: str) -> int:
+        """How many requests each run has to answer for every stage that judges what the stack measures."""
+        return max([self.home(stack).min_requests, *(stage.criteria.min_requests for stage in self.consumers(stack))])
+
     def home(self, stack: str) -> Criteria:
         """The criteria that judge what a stack measures on itself: its consumer's (the first one's), else its own."""
         consumers, own = self.consumers(stack), self.stage(stack)

@@ -52,6 +52,7 @@ class JobConfig(BaseModel):
     objectives: stacks.Objectives | None = None
     runs: Annotated[int, Field(ge=1, le=100)] = 3
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    requests: Annotated[int, Field(ge=1, le=10_000_000)] = 20
     release: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     stack: str
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -95,6 +96,7 @@ class JobConfig(BaseModel):
         return generator.Settings(
             runs=self.runs,
             seconds=self.seconds,
+            requests=self.requests,
             seed=self.seed,
             reconnect=self.reconnect,
             request_timeout=self.request_timeout,

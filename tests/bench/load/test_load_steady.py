@@ -58,3 +58,14 @@ def test_latency_that_rises_all_the_time_is_a_trend_and_noise_is_none() -> None:
     assert rising.significant
     assert rising.change == pytest.approx(0.66, abs=0.1)
     assert not any(trend(counts, noisy(np.ones(150), 0.2, seed)).significant for seed in range(20))
+
+
+def test_a_window_is_stretched_until_enough_has_ended_and_an_answer_fits_into_it() -> None:
+    # 50 requests a second that take 1 s each, then five in two seconds that take 4 s each.
+    quick, slow = series(np.full(100, 1.0)), series(np.full(100, 4.0), per_bin=0.25)
+    assert quick.window(10.0, 2.0, 20) == pytest.approx(2.0)
+    assert quick.window(10.0, 2.0, 200) == pytest.approx(4.0)
+    assert slow.window(10.0, 2.0, 5) == pytest.approx(4.0)
+    assert slow.window(10.0, 2.0, 20) == pytest.approx(8.0)
+    assert slow.window(10.0, 2.0, 26) == np.inf
+    assert Series(BIN).window(0.0, 2.0, 1) == np.inf
