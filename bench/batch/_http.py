@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import io
 import re
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -71,7 +72,8 @@ class Service:
         self.batches.stop()
 
     def wait(self) -> None:
-        """Until interrupted."""
+        """Until SIGINT or SIGTERM."""
+        signal.signal(signal.SIGTERM, lambda *_: self._over.set())
         self._over.wait()
 
 

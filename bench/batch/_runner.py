@@ -54,7 +54,8 @@ def run(
 ) -> Ending:
     """Work until the batch is done, cancelled or paused by its failures; blocks. While paused by somebody, it waits.
 
-    SIGINT and SIGTERM (or `stop` returning true) end it early: what is in flight may finish within `grace`. Raises
+    SIGINT and SIGTERM (or `stop` returning true) end it early: what is in flight may finish within `grace`, or until the signal
+    comes again. Raises
     TollgateError where the database fails for good or no endpoint answers for `patience` seconds.
     """
     if not endpoints:
@@ -82,11 +83,10 @@ class _Runner:
         self._delayed: list[tuple[float, int, Work]] = []
         self._numbers = count()
         self._blocks: dict[int, tuple[Block, int]] = {}
-        self._held = 0
         self._claiming, self._claim_at = False, 0.0
         self._state: State = "running"
         self._stopping = False
-        self._pausing = False
+        self._pausing = self._hurry = False
         self._reason = self._trouble = ""
         self._last_report: Mapping[str, Any] = {}
         self._checks: set[asyncio.Task[None]] = set()
@@ -105,7 +105,8 @@ class _Runner:
         info = self._queue.info()
         if info.state in ("paused", "cancelled"):
             why = f": {info.reason}" if info.reason else ""
-            raise stacks.TollgateError(f"batch {info.id} is {info.state}{why}\n  fix: tollgate batch resume {info.id}")
+            fix = f"\n  fix: tollgate batch resume {info.id}" if info.state == "paused" else ", for ever"
+            raise stacks.TollgateError(f"batch {info.id} is {info.state}{why}{fix}")
         self._endpoints = [Endpoint(given, self._ended, timeout=self._settings.timeout) for given in self._given]
         self._began = self._looked = self._answered_at = monotonic()
         self._busy_before = info.busy
@@ -117,7 +118,7 @@ class _Runner:
         )  # fmt: skip
         if signals:
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._stop, "stopped by a signal")
+                loop.add_signal_handler(number, self._signalled)
         try:
             self._claim()
             self._keeper.start()
@@ -148,10 +149,15 @@ class _Runner:
             self._stopping, self._reason, self._pausing = True, reason, pausing
             self._over.set()
 
+    def _signalled(self) -> None:
+        # Told twice: somebody is in a hurry.
+        self._hurry = self._stopping
+        self._stop("stopped by a signal")
+
     async def _leave(self) -> None:
         """Let what is in flight finish, commit it, give back the leases."""
         end = monotonic() + (self._settings.grace if self._state != "cancelled" and self._error is None else 0.0)
-        while any(endpoint.in_flight for endpoint in self._endpoints) and monotonic() < end:
+        while any(endpoint.in_flight for endpoint in self._endpoints) and monotonic() < end and not self._hurry:
             await asyncio.sleep(0.02)
         self._stopping = True
         await self._keeper.finish()
