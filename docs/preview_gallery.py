@@ -1,11 +1,12 @@
 """The gallery of docs/preview-gallery.md: one pull request that changes seven stacks, one kind of change each.
 
-`python docs/preview_gallery.py` writes the comments and their pictures (needs Chromium) into docs/preview/. The tests hold the
-numbers against arithmetic by hand.
+`python docs/preview_gallery.py` writes the comments, their pictures (needs Chromium) and the JSON Schemas into docs/preview/.
+The tests hold the numbers against arithmetic by hand.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -241,12 +242,22 @@ def screenshot(page: Path, path: Path, width: int = 900) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
+def schemas() -> dict[str, str]:
+    """File name -> JSON Schema, of what `--json` writes and of `stacks/preview.yaml`."""
+    import preview
+
+    found = {"report.schema.json": preview.report_schema(), "limits.schema.json": preview.limits_schema()}
+    return {name: json.dumps(schema, indent=1, sort_keys=True) + "\n" for name, schema in found.items()}
+
+
 def main() -> None:
-    """Write every case's comment and picture, and the page of one of them."""
+    """Write the schemas, every case's comment and picture, and the page of two of them."""
     import preview
     from tollgate.commands.preview import collect
 
     OUT.mkdir(exist_ok=True)
+    for name, text in schemas().items():
+        (OUT / name).write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         report = collect(build(Path(folder) / "project"), [], "HEAD")
     for case in CASES:

@@ -160,7 +160,7 @@ def alerts(document: Report) -> tuple[list[str], list[str]]:
 
 
 def as_json(document: Report) -> str:
-    """The published form: stable names, amounts as decimal strings. See docs/preview.schema.json."""
+    """The published form: stable names, amounts as decimal strings. See docs/preview/report.schema.json."""
     return document.model_dump_json(indent=2) + "\n"
 
 

@@ -261,3 +261,10 @@ def test_limits_of_the_checkout_decide_the_exit_code_and_an_earlier_json_renders
 def test_a_worktree_is_left_by_nobody(repository: Path, report: Any) -> None:
     done = subprocess.run(["git", "worktree", "list"], cwd=repository, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_published_schemas_are_those_of_the_code() -> None:
+    for name, text in sys.modules["preview_gallery"].schemas().items():
+        assert (HERE / "docs" / "preview" / name).read_text(encoding="utf-8") == text, (
+            f"{name}: run the gallery's script"
+        )

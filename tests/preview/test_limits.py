@@ -148,3 +148,12 @@ def test_a_file_that_is_wrong_is_said_with_its_key(tmp_path: Path) -> None:
     found = room.load_limits(tmp_path)
     assert found.comment_above_usd_per_hour == Decimal("0.5")
     assert found.days["prod"] == (0.2, 1)
+
+
+def test_the_example_in_the_documentation_is_a_limits_file(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "preview.md").read_text(encoding="utf-8")
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / "stacks" / "preview.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    found = room.load_limits(tmp_path)
+    assert [rule.name for rule in found.rules] == ["no-on-demand-a100-in-dev", "machines"]
+    assert found.budgets[1].together

@@ -25,7 +25,7 @@ def preview(
         ),
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The pull request comment.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines; see docs/preview.schema.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines; see docs/preview/report.schema.json.")] = False,
     html: Annotated[bool, typer.Option("--html", help="One self-contained page.")] = False,
     infracost: Annotated[bool, typer.Option("--infracost", help="In the shape of Infracost's JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write there instead of to standard output.")] = None,
