@@ -98,6 +98,33 @@ def chosen(found: dict[int, results.Matrix]) -> results.Analysis | None:
     return matrix.analyse(samples, what="slots")
 
 
+def page(found: dict[int, results.Matrix]) -> str:
+    """All of it as one page of Markdown."""
+    lines = [
+        "# The matrix on the real Ollama",
+        "",
+        f"Ollama with a random model of a few megabytes, one thread, on {os.cpu_count()} processor cores whose load average was "
+        f"{os.getloadavg()[2]:.1f} meanwhile; 16 tokens in, 16 out. Made by `python benchmarks/load_ollama.py --markdown "
+        "docs/benchmark-ollama.md`. Slots, queue and batching are Ollama's own; what a token costs is this machine's, and what "
+        "several slots gain on a GPU cannot be seen here: the processor works at one token at a time anyway.",
+    ]
+    for slots, one in found.items():
+        lines += ["", f"## OLLAMA_NUM_PARALLEL={slots}", "", report.matrix_markdown(one).rstrip()]
+    best = chosen(found)
+    if best is not None:
+        lines += ["", "## Slots", "", f"Over all batches with at least {max(SLOTS)} workers:", ""]
+        lines += ["| slots | requests/s | 95 % | p95 end to end |", "|---|---|---|---|"]
+        lines += [
+            f"| {level.workers} | {level.requests_per_second:.3g} | {level.low:.3g} to {level.high:.3g} | "
+            f"{level.e2e_p95_seconds or 0:.2f} s |"
+            for level in best.levels
+        ]
+        sure = f"{best.optimal_confidence:.0%} sure that it is within 10 % of the best"
+        lines += ["", f"Best: {best.optimal_workers} ({sure}). {best.because[:1].upper()}{best.because[1:]}."]
+        lines += [f"- Warning: {text}." for text in best.warnings]
+    return "\n".join(lines) + "\n"
+
+
 def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
@@ -109,6 +136,7 @@ def main() -> None:
     parser.add_argument("--workers", type=numbers, default=(1, 2, 4, 8, 16))
     parser.add_argument("--cell-seconds", type=float, default=15.0)
     parser.add_argument("--json", type=Path, help="a folder for the matrices; what is there is gone on with")
+    parser.add_argument("--markdown", type=Path, help="write the page there")
     given = parser.parse_args()
     try:
         program = tools.path("ollama").resolve()
@@ -122,20 +150,10 @@ def main() -> None:
         for slots in SLOTS:
             with ollama(program, slots, Path(name)) as url:
                 found[slots] = measured(url, slots, given, kept / f"slots-{slots}.json")
-    for slots, one in found.items():
-        print(f"\n### OLLAMA_NUM_PARALLEL={slots}\n\n{report.matrix_markdown(one)}")
-    best = chosen(found)
-    if best is not None:
-        print(f"### Slots\n\nOver all batches with at least {max(SLOTS)} workers:\n")
-        print("| slots | requests/s | 95 % | p95 end to end |\n|---|---|---|---|")
-        for level in best.levels:
-            print(
-                f"| {level.workers} | {level.requests_per_second:.3g} | {level.low:.3g} to {level.high:.3g} | "
-                f"{level.e2e_p95_seconds or 0:.2f} s |"
-            )
-        print(
-            f"\nBest: {best.optimal_workers} ({best.optimal_confidence:.0%} sure that it is within 10 % of the best)."
-        )
+    text = page(found)
+    print(text)
+    if given.markdown:
+        given.markdown.write_text(text)
     if given.json:
         (given.json / "report.html").write_text(report.html([], matrices=list(found.values())))
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.console import Console
 
 import stacks
-from bench import job, pods, results
 from bench import load as generator
 from bench import report as reports
-from bench.pods import Kubectl
+from bench import results
 
 if TYPE_CHECKING:
     from bench.matrix import Plan
+    from bench.pods import Kubectl
 
 _ENGINES = ("ollama", "vllm", "openai")
 _ENDPOINTS = ("chat", "generate")
@@ -96,6 +96,8 @@ def _address(service: dict[str, Any], reachable: bool) -> str:
 
 def _in_cluster(stack: stacks.Stack | None, cluster: str | None, namespace: str = "") -> tuple[Kubectl, str, bool]:
     """kubectl for the stack's cluster, the address of its Prometheus, and whether Services are reachable from here."""
+    from bench.pods import Kubectl
+
     namespace = namespace or (stack.namespace if stack else "default")
     name = cluster or os.environ.get("TOLLGATE_CLUSTER") or (stack.cluster if stack else "")
     if (stack is not None and stack.target == "local") or (stack is None and name):
@@ -235,6 +237,9 @@ class Measuring:
         )  # fmt: skip
 
     def _from_pods(self, progress: Callable[[generator.Progress], None], say: Callable[[str], None]) -> results.Result:
+        # Not at the top: whoever measures from here is to send the first request at once.
+        from bench import job, pods
+
         subject, settings, target = self.subject, self.settings, self.subject.target
         if subject.place.kubectl is None:
             raise AssertionError("pods need a cluster; `subject` has seen to it")
