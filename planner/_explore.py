@@ -267,9 +267,12 @@ def _offers(search: Search, book: PriceBook) -> list[_Offer]:
 
 def _placed(search: Search, prices: PriceBook | None) -> Iterator[tuple[Way, list[_Offer]]]:
     """Each way with the machines that hold it and of which quota and budget allow one replica's worth."""
-    offers = _offers(search, prices or price_book())
+    offers: dict[str | None, list[_Offer]] = {}
+    for offer in _offers(search, prices or price_book()):
+        offers.setdefault(offer.machine.gpu, []).append(offer)
     for way in _ways(search):
-        fitting = [offer for offer in offers if _fits_machine(way, offer.machine) and _most(way, offer, search)]
+        here = offers.get(way.gpu.id, ())
+        fitting = [offer for offer in here if _fits_machine(way, offer.machine) and _most(way, offer, search)]
         if fitting:
             yield way, fitting
 
@@ -295,8 +298,6 @@ def _mosts(way: Way, offers: Sequence[_Offer], search: Search) -> int:
 
 def _fits_machine(way: Way, machine: Machine) -> bool:
     """Ranks of one stage fill one machine where a replica spans several; else the machine holds whole replicas."""
-    if way.gpu.id != machine.gpu:
-        return False
     return way.tensor == machine.gpus if way.pipeline > 1 else way.tensor <= machine.gpus
 
 
