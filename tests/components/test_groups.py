@@ -11,6 +11,7 @@ import datetime as dt
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,6 @@ from local import tools
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(420)]
 HERE = Path(__file__).resolve().parents[2]
 Kubectl = Callable[..., str]
-_WEBHOOKS, _HEALTH, _SCHEDULER = 19443, 18081, 11259
 
 
 def needed(name: str) -> Path:
@@ -40,6 +40,12 @@ def needed(name: str) -> Path:
         return tools.path(name)
     except stacks.TollgateError:
         pytest.skip(f"{name} has not been built: tollgate tools build --with {name}")
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def certificate(folder: Path, address: str) -> str:
@@ -68,7 +74,7 @@ def certificate(folder: Path, address: str) -> str:
     return base64.b64encode(pem).decode()
 
 
-def webhooks(address: str, bundle: str) -> list[dict[str, Any]]:
+def webhooks(address: str, port: int, bundle: str) -> list[dict[str, Any]]:
     """LWS' own, called by address: the embedded API server knows no Service names. Of pods, only its own are its business."""
     text = "\n---\n".join(path.read_text() for path in sorted(tools.data("lws-webhooks").glob("*.yaml")))
     found = []
@@ -78,7 +84,7 @@ def webhooks(address: str, bundle: str) -> list[dict[str, Any]]:
         document["metadata"] = {"name": f"lws-{document['kind'].lower()}"}
         for hook in document["webhooks"]:
             path = hook["clientConfig"]["service"]["path"]
-            hook["clientConfig"] = {"url": f"https://{address}:{_WEBHOOKS}{path}", "caBundle": bundle}
+            hook["clientConfig"] = {"url": f"https://{address}:{port}{path}", "caBundle": bundle}
             if "pods" in hook["rules"][0]["resources"]:
                 hook["objectSelector"] = {
                     "matchExpressions": [{"key": "leaderworkerset.sigs.k8s.io/name", "operator": "Exists"}]
@@ -94,6 +100,7 @@ def gang(cluster: Any, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("gang")
     kubeconfig = yaml.safe_load(Path(cluster.kubeconfig).read_text())
     address = kubeconfig["clusters"][0]["cluster"]["server"].removeprefix("https://").partition(":")[0]
+    port = free_port(address)
     bundle = certificate(folder / "certificates", address)
     for name in ("lws-crds", "coscheduling-crds"):
         kubectl("apply", "--server-side", "-f", str(tools.data(name)))
@@ -104,9 +111,9 @@ def gang(cluster: Any, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactor
                 "kind": "Configuration",
                 "leaderElection": {"leaderElect": False},
                 "internalCertManagement": {"enable": False},
-                "webhook": {"host": address, "port": _WEBHOOKS, "certDir": str(folder / "certificates")},
+                "webhook": {"host": address, "port": port, "certDir": str(folder / "certificates")},
                 "metrics": {"bindAddress": "0"},
-                "health": {"healthProbeBindAddress": f"{address}:{_HEALTH}"},
+                "health": {"healthProbeBindAddress": f"{address}:{free_port(address)}"},
             }
         )
     )
@@ -133,7 +140,7 @@ def gang(cluster: Any, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactor
         "coscheduling": [
             f"--config={folder}/scheduler.yaml",
             f"--bind-address={address}",
-            f"--secure-port={_SCHEDULER}",
+            f"--secure-port={free_port(address)}",
             "--authentication-skip-lookup",
             f"--cert-dir={folder}/scheduler",
         ],
@@ -146,7 +153,7 @@ def gang(cluster: Any, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactor
             running.append(
                 subprocess.Popen([str(programs[name]), *arguments], env=env, stdout=log, stderr=log, cwd=folder)
             )
-        kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump_all(webhooks(address, bundle)))
+        kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump_all(webhooks(address, port, bundle)))
         until(lambda: b"Serving webhook server" in (folder / "lws.log").read_bytes(), folder, running)
         yield kubectl
     finally:

@@ -18,6 +18,8 @@ from tests.components.real_engine import HERE, UNKNOWN, Engine
 
 pytestmark = pytest.mark.timeout(300)
 GOLDEN = Path(__file__).with_name("golden")
+# The other embedded stacks differ from local-dev in nothing that GKE or a reader would see.
+_READ = [name for name in stacks.stack_names(HERE) if name == "local-dev" or not name.startswith("local-")]
 _SECRETS = {"prod": {"apiKey": "sk-of-the-test"}}
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}|(?<=-)[0-9a-f]{12}$|^[0-9a-f]{12,16}$")
 # The signature by which the engine marks secrets in states; what is in it is encrypted.
@@ -55,7 +57,7 @@ def document(states: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stack", stacks.stack_names(HERE))
+@pytest.mark.parametrize("stack", _READ)
 def test_the_preview_of_a_stack_is_the_one_that_was_read(stack: str, engine: Engine) -> None:
     shown = document(engine.preview(stack, **_SECRETS.get(stack, {})))
     path = GOLDEN / f"{stack}.yaml"
