@@ -162,3 +162,41 @@ def test_a_large_result_comes_gzipped() -> None:
     assert result_text({"result.json": "{}"}, None) == "{}"
     with pytest.raises(stacks.TollgateError, match="holds no result"):
         result_text({}, {})
+
+
+def test_embedded_nodes_carry_slices_shares_and_spot_as_gke_would() -> None:
+    from components import Cluster, ClusterArgs, GpuPool, GpuPoolArgs
+    from tests.components.recording import record
+
+    def nodes(accelerator: stacks.Accelerator, **fleet: Any) -> dict[str, Any]:
+        def program() -> None:
+            cluster = Cluster("cluster", ClusterArgs(target="local", name="c", region="us-central1"))
+            args = GpuPoolArgs(
+                target="local",
+                pool="pool",
+                accelerator=accelerator,
+                fleet=stacks.Fleet.model_validate({"nodes": {"min": 1, "max": 1}, **fleet}),
+                expected_nodes=1,
+            )
+            GpuPool("pool", args, cluster)
+
+        metadata = record(program).one("Node").inputs["metadata"]
+        return {**metadata["labels"], **json.loads(metadata["annotations"]["tollgate.dev/capacity"])}
+
+    slices = stacks.Accelerator(gpu="nvidia-a100-80gb", mig_profile="1g.10gb")
+    gke = nodes(slices, machine_type="a2-ultragpu-1g")
+    assert (gke["nvidia.com/gpu"], gke["cloud.google.com/gke-gpu-partition-size"]) == ("7", "1g.10gb")
+    operator = nodes(slices, machine_type="a2-ultragpu-1g", mig="operator")
+    assert operator["nvidia.com/mig-1g.10gb"] == "7"
+    assert "cloud.google.com/gke-gpu-partition-size" not in operator
+    shared = nodes(
+        stacks.Accelerator(gpu="nvidia-l4"),
+        machine_type="g2-standard-8",
+        sharing={"strategy": "time-sharing", "clients": 4},
+        spot=True,
+        fallback="on-demand",
+    )
+    assert shared["nvidia.com/gpu"] == "4"
+    assert shared["cloud.google.com/gke-max-shared-clients-per-gpu"] == "4"
+    assert shared["cloud.google.com/gke-spot"] == "true"
+    assert shared["cloud.google.com/compute-class"] == "pool"
