@@ -23,7 +23,7 @@ _GKE_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 def refuse(stack: stacks.Stack) -> None:
     """Raises InputError for the first thing that cannot work."""
-    planner.check(stack.release, stack.fleet)
+    planner.check(stack.release, stack.fleet, stack.traffic.prefix)
     service_for(stack.release.engine, simulate=stack.serving.simulate)
     if stack.fleet.nodes.min < stack.fleet.nodes.max:
         check_queue(stack.release.engine, waiting_metric(stack))

@@ -32,6 +32,13 @@ class Memory:
     kv_bytes_per_slot: float
     max_slots: int
 
+    def held(self, replicas: int) -> int:
+        """How many slots each of so many replicas has that share this memory."""
+        if replicas == 1:
+            return self.max_slots
+        free = self.usable_bytes / replicas - self.weights_bytes - self.overhead_bytes - self.prefix_bytes
+        return max(0, min(int(free // self.kv_bytes_per_slot), self.max_slots))
+
     def used_bytes(self, slots: int) -> float:
         """Bytes with every slot at its full context."""
         return self.weights_bytes + self.overhead_bytes + self.prefix_bytes + slots * self.kv_bytes_per_slot

@@ -91,7 +91,8 @@ def plan_for(
 ) -> Plan:
     """The same by parts. `step_times` replaces the roofline, for example by a calibrated one.
 
-    `cap`: words for what keeps the fleet from growing, where that is what breaks a promise.
+    Replicas that share a GPU (`fleet.sharing`) take turns on it. `cap`: words for what keeps the fleet from growing, where
+    that is what breaks a promise.
     """
     check(release, fleet, traffic.prefix)
     check_lengths(traffic, release.context_tokens)
@@ -100,10 +101,11 @@ def plan_for(
     known = catalog()
     machine = known.machine(fleet.machine_type)
     memory = memory_of(release, traffic.prefix)
-    times = step_times or timing(release)
+    clients = fleet.sharing.clients if fleet.sharing else 1
+    times = (step_times or timing(release)).shared(clients)
     book = prices or price_book()
     hourly = _hourly(book, fleet)
-    per_node = replicas_per_node(release, machine, known)
+    per_node = replicas_per_node(release, machine, known) * clients
     spanned = nodes_per_replica(release)
 
     def replicas(nodes: int) -> int:
@@ -119,14 +121,14 @@ def plan_for(
 
     nodes = fewest(fits, max(spanned, fleet.nodes.min), fleet.nodes.max)
     prediction, predicted = metrics(nodes)
-    binds = _binds(prediction, times, slots, memory, traffic)
+    binds = _binds(prediction, times, slots, memory.held(clients), traffic)
     if nodes == fleet.nodes.max and not fits(nodes):
         needed = fewest_fitting(fits, nodes, spanned)
         if needed is not None:
             binds = f"{cap}: {nodes} nodes are allowed, {needed:,} would keep the promise"
     return Plan(
         slots=slots,
-        max_slots=memory.max_slots,
+        max_slots=memory.held(clients),
         replicas_min=replicas(fleet.nodes.min),
         replicas_max=replicas(fleet.nodes.max),
         replicas_expected=replicas(nodes),
@@ -281,13 +283,13 @@ def fewest_fitting(fits: Callable[[int], bool], low: int, step: int) -> int | No
     return step * fewest(lambda count: fits(count * step), first, high)
 
 
-def _binds(prediction: Prediction, times: Timing, slots: int, memory: Memory, traffic: Traffic) -> str:
+def _binds(prediction: Prediction, times: Timing, slots: int, held: int, traffic: Traffic) -> str:
     """What to change to serve more."""
     if prediction.saturated:
         return "capacity: more requests arrive than the nodes can answer"
     if prediction.waiting >= 0.5:
-        if slots < memory.max_slots:
-            return f"slots: requests wait for a slot while memory would hold {memory.max_slots}"
+        if slots < held:
+            return f"slots: requests wait for a slot while memory would hold {held}"
         return "memory: requests wait for a slot, and memory holds no more"
     batch = max(1.0, prediction.running)
     context = traffic.prompt_tokens.mean + traffic.output_tokens.mean / 2
@@ -318,6 +320,10 @@ def _assumptions(
         if kind != "measured":
             lines.append(f"{engine.id} {name} {getattr(engine, name):g} ({kind}: {source})")
     lines.append(f"prices of {price.as_of} ({price.source}{', ' + price.note if price.note else ''})")
+    if fleet.sharing:
+        lines.append(
+            f"{fleet.sharing.clients} replicas share a GPU by {fleet.sharing.strategy}: each as slow as if all were always busy"
+        )
     if len(fleet.regions) > 1:
         lines.append("nodes are spread evenly over the regions")
     return tuple(lines)

@@ -139,11 +139,12 @@ def _report(
     cap: str = "quota (fleet.nodes.max)",
 ) -> Report:
     release = resolve(release)
-    times = times or timing(release)
+    base = times or timing(release)
+    times = base.shared(fleet.sharing.clients if fleet.sharing else 1)
     asked = found is None
     found = choices(search, prices=book) if found is None else found
     plan = plan_for(
-        release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=times, cap=cap
+        release=release, fleet=fleet, traffic=traffic, objectives=objectives, prices=book, step_times=base, cap=cap
     )
     price = book.price(fleet.machine_type, region=fleet.regions[0])
     nodes = plan.nodes_expected

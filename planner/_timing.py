@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 _NETWORK_HOP_SECONDS = 40e-6
 
 
+# The fields of `Timing` that a step's time is made of.
+_SECONDS = (
+    "overhead",
+    "sequence",
+    "weights",
+    "expert_weights",
+    "arithmetic",
+    "kv_per_token",
+    "kv_per_window_token",
+    "prefill_per_token",
+    "prefill_per_token_squared",
+    "communication_per_token",
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
     """Seconds of one replica's steps.
@@ -59,6 +74,12 @@ class Timing:
         if prefix is None:
             return self
         return replace(self, prefix_tokens=float(prefix.tokens), prefix_hit_rate=float(prefix.hit_rate))
+
+    def shared(self, replicas: int) -> Timing:
+        """One of so many replicas that take turns on the same GPU: every step as long as if all were always busy."""
+        if replicas == 1:
+            return self
+        return replace(self, **{name: getattr(self, name) * replicas for name in _SECONDS})
 
     def decode_step_seconds(self, running: int | float, context_tokens: float) -> float:
         """Seconds of one step in which `running` sequences of that mean context each get one token.

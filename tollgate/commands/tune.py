@@ -102,7 +102,9 @@ def _possible(stack: stacks.Stack, values: tuple[int, ...], console: Console) ->
     for value in dict.fromkeys(values):
         parallelism = stack.release.parallelism.model_copy(update={"slots": value})
         try:
-            planner.check(stack.release.model_copy(update={"parallelism": parallelism}), stack.fleet)
+            planner.check(
+                stack.release.model_copy(update={"parallelism": parallelism}), stack.fleet, stack.traffic.prefix
+            )
         except stacks.InputError as error:
             because = str(error)
             console.print(f"{value} slots: not tried, {because}", style="yellow", soft_wrap=True)
