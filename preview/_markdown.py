@@ -44,9 +44,9 @@ def _document(report: Report, *, folded: bool, stacks: int | None) -> str:
             lines += _details(stack)
     elif shown:
         lines += ["The details are too long for a comment: see `tollgate preview --html`.", ""]
-    against = f" against `{report.base.replace('`', '')}`" if report.base else ""
+    against = f" against `{' '.join(report.base.replace('`', '').split())}`" if report.base else ""
     how = "the program, evaluated offline" if report.source == "offline" else "what Pulumi would do to the state"
-    lines.append(f"<sub>{how}{safe(against) if not report.base else against}. {prices_words(report.prices)}</sub>")
+    lines.append(f"<sub>{how}{against}. {prices_words(report.prices)}</sub>")
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +54,7 @@ def prices_words(prices: PriceAge) -> str:
     """Where the prices come from and how old they can be."""
     if prices.oldest is None:
         return f"Prices: {safe(prices.book)}." if prices.book else ""
-    return f"Prices: {safe(prices.book)}, the oldest used is of {prices.oldest} ({prices.days} days)."
+    return f"Prices: {safe(prices.book)}, the oldest used is of {safe(prices.oldest)} ({prices.days} days)."
 
 
 def _alerts(report: Report) -> list[str]:
@@ -151,7 +151,7 @@ def _resource(line: Line) -> str:
         if what == "each":
             return "unpriced" if item.usd_per_hour is None else each(item.usd_per_hour)
         if what == "amount":
-            return f"{plain(amount(item.quantity, 'expected'))} {item.unit}"
+            return f"{plain(amount(item.quantity, 'expected'))} {safe(item.unit)}"
         return "unpriced" if item.usd_per_hour is None else money(item.cost("expected"))
 
     mark = "**" if line.before != line.after else ""

@@ -370,3 +370,16 @@ def test_a_finding_of_a_limit_gives_exit_code_four() -> None:
     assert report.exit_code == room.OVER_A_LIMIT == 4
     assert isinstance(report.findings[0], Finding)
     assert report.findings[0].message == "prod: $13.31/h is above the limit of $10.00/h (expected)"
+
+
+def test_a_document_from_a_job_without_rights_cannot_smuggle_markup_into_one_with() -> None:
+    evil = "</sub>\n\n# <img src=x> `now` @team"
+    given = json.loads(room.as_json(document(change(made(), made(slots=16)))))
+    given |= {"base": evil, "headline": evil}
+    given["prices"] |= {"book": evil, "oldest": evil}
+    for line in given["stacks"][0]["resources"]:
+        line["after"] |= {"unit": evil, "note": evil, "name": evil}
+    text = room.markdown(room.from_json(json.dumps(given)))
+    assert "\n# " not in text
+    assert "<img" not in text.replace("against `</sub> # <img src=x> now @team`", "")
+    assert "<img" not in room.page(room.from_json(json.dumps(given)))
