@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ._options import Engine as EngineOptions
-from ._scheduler import NOBODY, Scheduler, Sequence, clock
+from ._scheduler import Scheduler, Sequence, clock
 from ._share import BLOCKS, CONTEXT, DECODING, PREFILLING
 from ._stats import Stats
 from ._timing import Timing
@@ -224,7 +224,10 @@ class BatchEngine(Scheduler):
             if seq.made >= seq.output:
                 self._finish(seq)
             elif seq.streams:
-                seq.sink.on_token(seq)
+                try:
+                    seq.sink.on_token(seq)
+                except Exception as error:  # noqa: BLE001 - see `broken`
+                    self.broken(seq, error)
         if gaps:
             stats.gaps(gap, gaps)
 
@@ -232,8 +235,7 @@ class BatchEngine(Scheduler):
         self._leave(seq)
         seq.state = 2
         self.stats.finished(seq)
-        seq.sink.on_finish(seq)
-        seq.sink = NOBODY
+        self._over(seq)
 
     # The KV cache: counted in blocks, not held.
 

@@ -218,6 +218,10 @@ class Link(asyncio.Protocol):
         self._send()
         if self.transport is not None:
             self.transport.close()
+        # Nothing can be sent any more, however long the transport takes to close.
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.gone()
 
     # What the server uses
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from ._options import Engine as EngineOptions
-from ._scheduler import NOBODY, Scheduler, Sequence, clock
+from ._scheduler import Scheduler, Sequence, clock
 from ._stats import Stats
 
 _TICKS = 1000.0
@@ -143,7 +143,10 @@ class PacedEngine(Scheduler):
                 continue
             seq.made = made
             gaps += 1
-            seq.sink.on_token(seq)
+            try:
+                seq.sink.on_token(seq)
+            except Exception as error:  # noqa: BLE001 - see `broken`
+                self.broken(seq, error)
             if seq.state == 1:
                 when = seq.last = seq.last + itl
                 tick = -int(-when * _TICKS + _BIT)
@@ -168,12 +171,14 @@ class PacedEngine(Scheduler):
             self._leave(seq)
             seq.state = 2
             self.stats.finished(seq)
-            seq.sink.on_finish(seq)
-            seq.sink = NOBODY
+            self._over(seq)
             self._after()
             return
         if seq.streams:
-            seq.sink.on_token(seq)
+            try:
+                seq.sink.on_token(seq)
+            except Exception as error:  # noqa: BLE001 - see `broken`
+                self.broken(seq, error)
         if seq.state == 1:
             self._due(seq, when + self._span(seq, self.itl))
 

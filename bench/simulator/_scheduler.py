@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ._options import Engine as EngineOptions
+from ._options import warn
 from ._share import BACKLOG, QUEUED
 from ._stats import Stats
 
@@ -177,6 +178,22 @@ class Scheduler:
         self._queue(1)
         self._wake()
         return True
+
+    def _over(self, seq: Sequence) -> None:
+        """The last token of `seq` is there."""
+        try:
+            seq.sink.on_finish(seq)
+        except Exception as error:  # noqa: BLE001 - see `broken`
+            self.broken(seq, error)
+        seq.sink = NOBODY
+
+    def broken(self, seq: Sequence, error: Exception) -> None:
+        """What receives the tokens of `seq` has failed: that is the end of this one, and of no other."""
+        warn(f"simulator: {type(error).__name__} while answering: {error}")
+        client = getattr(seq.sink, "connection", None)
+        self.cancel(seq)
+        if client is not None:
+            client.abort()
 
     def cancel(self, seq: Sequence) -> None:
         """The client has gone: free what the request held."""

@@ -316,6 +316,31 @@ def test_many_paced_streams_are_all_on_time_and_finish(clock: Clock) -> None:
     assert (made.active, made.queued) == (0, 0)
 
 
+@pytest.mark.parametrize("paced", [True, False])
+@pytest.mark.parametrize("at", [1, 5, 10])
+def test_an_answer_that_fails_ends_alone(clock: Clock, paced: bool, at: int) -> None:
+    class Failing(Sink):
+        def on_token(self, seq: Sequence) -> None:
+            if seq.index == 1 and seq.made == at:
+                raise ValueError("no")
+            super().on_token(seq)
+
+        def on_finish(self, seq: Sequence) -> None:
+            if seq.index == 1 and at == 10:
+                raise ValueError("no")
+            super().on_finish(seq)
+
+    loop: Any = clock
+    made: Any = PacedEngine(options(sim=Sim(ttft=0.1, itl=0.02)), Stats(2048), loop) if paced else engine(clock)[0]
+    sink = Failing()
+    for index in range(3):
+        made.submit(ask(sink, index, output=10))
+    clock.run()
+    assert [seq.index for seq in sink.done] == [0, 2]
+    assert [len(times(sink, index)) for index in (0, 2)] == [10, 10]
+    assert (made.active, made.queued) == (0, 0)
+
+
 def test_faults_are_drawn_by_the_seed_in_the_share_that_was_asked_for() -> None:
     faults = Faults.parse("error=0.1,disconnect=0.2,slow=0.3,slow_factor=4,oom=0.05")
     fates = [Fate(faults, draw * 0x9E3779B97F4A7C15 & (1 << 64) - 1) for draw in range(1, 20_001)]

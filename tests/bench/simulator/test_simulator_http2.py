@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,21 +84,25 @@ def raw(target: Any) -> Iterator[Raw]:
 
 
 def test_one_connection_carries_whole_and_streamed_answers_side_by_side(target: Any) -> None:
-    with client(target) as made, ThreadPoolExecutor(16) as pool:
+    async def stream(made: httpx2.AsyncClient, number: int) -> int:
+        wanted = 3 + number
+        body = BODY | {"max_tokens": wanted, "stream": True}
+        async with made.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
+        assert lines[-1] == "data: [DONE]"
+        return sum('"content":" ' in line for line in lines) - wanted
+
+    async def streams() -> list[int]:
+        async with httpx2.AsyncClient(base_url=target.url, http1=False, http2=True, timeout=20) as made:
+            return await asyncio.gather(*(stream(made, number) for number in range(40)))
+
+    assert asyncio.run(streams()) == [0] * 40
+    with client(target) as made:
         answer = made.post("/v1/chat/completions", json=BODY)
         assert answer.http_version == "HTTP/2"
         assert answer.json()["usage"]["completion_tokens"] == 5
         assert "transfer-encoding" not in answer.headers
 
-        def stream(number: int) -> int:
-            wanted = 3 + number
-            body = BODY | {"max_tokens": wanted, "stream": True}
-            with made.stream("POST", "/v1/chat/completions", json=body) as response:
-                lines = [line for line in response.iter_lines() if line.startswith("data: ")]
-            assert lines[-1] == "data: [DONE]"
-            return sum('"content":" ' in line for line in lines) - wanted
-
-        assert list(pool.map(stream, range(40))) == [0] * 40
         assert made.get("/nothing").status_code == 404
         assert made.head("/version").status_code == 200
         assert made.post("/v1/chat/completions", content=b"{").json()["error"]["code"] == 400
@@ -148,6 +152,24 @@ def test_streams_that_are_opened_only_to_be_reset_end_the_connection(target: Any
         attacker.read(3)
         assert attacker.closed
     assert well(target)
+
+
+def test_a_violation_amid_streams_ends_them_and_nobody_else(target: Any) -> None:
+    body = (
+        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"max_tokens":5000,"ignore_eos":true,"stream":true}'
+    )
+    with raw(target) as attacker:
+        for _ in range(5):
+            attacker.h2.send_data(attacker.open(), body, end_stream=True)
+        attacker.flush()
+        attacker.read(0.2)
+        # A frame of data for a stream that was never opened.
+        attacker.sock.sendall(b"\x00\x00\x01\x00\x00" + (99).to_bytes(4, "big") + b"x")
+        attacker.read(3)
+        assert attacker.closed
+    assert well(target)
+    text = httpx2.get(target.url + "/metrics").text
+    assert 'vllm:num_requests_running{engine="0",model_name="tiny"} 0.0' in text
 
 
 def test_more_streams_than_allowed_are_refused_by_the_protocol(target: Any) -> None:
