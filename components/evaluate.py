@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
@@ -199,6 +200,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if light:
         _light.install()
+    # A short life in which little becomes garbage.
+    gc.disable()
     days = json.loads(os.environ.get(DAYS_VARIABLE, "{}"))
     for name in names:
         line: dict[str, Any] = {"stack": name, "resources": [], "error": None, "input_error": False}

@@ -97,15 +97,17 @@ def evaluate_both(
     if base is None:
         wanted = list(names) or here
         return evaluate(root, wanted, days(root)), dict.fromkeys(wanted), wanted
-    with checkout(root, base) as folder, ThreadPoolExecutor(max_workers=2) as pool:
-        there = stacks.stack_names(folder)
-        wanted = list(names) or sorted({*here, *there})
-        touched = _touched(root, folder, base, wanted)
-        now = pool.submit(evaluate, root, [name for name in wanted if name in here], days(root))
-        old = pool.submit(
-            evaluate, folder, [name for name in wanted if name in there and name in touched], days(folder)
-        )
-        after, before = now.result(), old.result()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        # Before git has made the base: on two cores head and base then take as long as one of them.
+        now = pool.submit(evaluate, root, [name for name in names or here if name in here], days(root))
+        with checkout(root, base) as folder:
+            there = stacks.stack_names(folder)
+            wanted = list(names) or sorted({*here, *there})
+            touched = _touched(root, folder, base, wanted)
+            old = pool.submit(
+                evaluate, folder, [name for name in wanted if name in there and name in touched], days(folder)
+            )
+            after, before = now.result(), old.result()
     found: dict[str, Evaluation | None] = {
         name: before.get(name) if name in touched else after.get(name) for name in wanted
     }
