@@ -11,9 +11,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import stacks
-from preview import MARKER, comment
+from preview import MARKER, as_json, comment, failure
+from tollgate.commands import preview as command
 
 BODY = f"{MARKER}\n### prod: +5 g2-standard-8\n"
 
@@ -228,3 +231,21 @@ def test_a_pull_request_number_may_be_given(forge: Forge) -> None:
 def test_an_api_that_is_not_there_is_an_error(forge: Forge) -> None:
     with pytest.raises(stacks.TollgateError, match="github did not answer"):
         put(forge, env={"GITHUB_API_URL": "http://127.0.0.1:9"})
+
+
+def test_the_command_puts_what_another_job_found_on_the_pull_request_and_exits_with_its_code(
+    forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tmp_path / "preview.json"
+    found.write_text(as_json(failure(stacks.TollgateError("no such base"), source="offline", base="main")))
+    for name, value in env(forge).items():
+        monkeypatch.setenv(name, value)
+    app = typer.Typer()
+    app.command()(command.preview)
+    for done in ("created", "left"):
+        outcome = CliRunner().invoke(app, ["--from", str(found), "--comment", "github"])
+        assert outcome.exit_code == 1
+        assert f"comment: {done}" in outcome.output
+    (entry,) = forge.comments
+    assert "no preview: no such base" in entry["body"]
+    assert CliRunner().invoke(app, ["--from", str(found), "--comment", "gitea"]).exception is not None
