@@ -86,10 +86,10 @@ class Change(Model):
         """What happens to the stack."""
         if self.error is not None:
             return "broken"
-        if self.before is None:
-            return "new"
         if self.after is None:
             return "removed"
+        if self.before is None:
+            return "new"
         same = _same(self.before, self.after) and not self.events and not any(self.counts.values())
         return "unchanged" if same else "changed"
 

@@ -18,7 +18,7 @@ import stacks
 
 _LIMIT_SECONDS = 120
 # What a child may know of this process: enough to start Python, and none of its tokens.
-_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT")
+_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT", "LD_LIBRARY_PATH")
 _PASSED_PREFIXES = ("PYTHON",)
 DAYS_VARIABLE = "TOLLGATE_DAYS"
 # Files that no program reads.

@@ -258,6 +258,29 @@ def test_limits_of_the_checkout_decide_the_exit_code_and_an_earlier_json_renders
     assert "<!doctype html>" in run(repository, "--from", str(saved), "--html").stdout
 
 
+def test_a_stack_that_goes_and_one_that_comes_are_both_in_the_preview(repository: Path) -> None:
+    stacks = repository / "stacks"
+    pipeline = (stacks / "pipeline.yaml").read_text()
+    gone = (stacks / "Pulumi.unchanged.yaml").read_text()
+    (stacks / "Pulumi.unchanged.yaml").unlink()
+    (stacks / "Pulumi.comes.yaml").write_text(
+        gone.replace("unchanged", "comes").replace("max: 10", "max: 3").replace("min: 10", "min: 3")
+    )
+    (stacks / "pipeline.yaml").write_text(pipeline.replace("unchanged", "comes"))
+    try:
+        found = collect(repository, [], "HEAD")
+    finally:
+        (stacks / "Pulumi.comes.yaml").unlink()
+        (stacks / "Pulumi.unchanged.yaml").write_text(gone)
+        (stacks / "pipeline.yaml").write_text(pipeline)
+    assert hourly(found, "comes") == (0, 3 * L4 + 600 * GIB + around(3))
+    assert stack(found, "comes").headline.startswith("comes: new, 3 g2-standard-8 at peak, $")
+    assert hourly(found, "unchanged") == (10 * L4 + 2000 * GIB + around(10), 0)
+    assert stack(found, "unchanged").status == "removed"
+    assert any(event.type.endswith(":Cluster") and event.stateful for event in stack(found, "unchanged").events)
+    assert found.worth_a_comment
+
+
 def test_a_worktree_is_left_by_nobody(repository: Path, report: Any) -> None:
     done = subprocess.run(["git", "worktree", "list"], cwd=repository, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
