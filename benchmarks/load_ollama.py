@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -65,11 +65,13 @@ def ollama(program: Path, slots: int, folder: Path) -> Iterator[str]:
 
 
 def measured(url: str, slots: int, given: argparse.Namespace, path: Path) -> results.Matrix:
-    """One matrix, of Ollama with that many slots."""
+    """One more cell of the matrix of Ollama with that many slots."""
+    asked: list[int] = []
     target = load.Target(url=url, engine="ollama", model=tiny.NAME)
     lengths = {"prompt_tokens": stacks.Tokens(mean=16), "output_tokens": stacks.Tokens(mean=16)}
 
     def cell(batch: int, workers: int) -> results.Result:
+        asked.append(batch)
         return load.run(
             target, stacks.Traffic(users=workers, **lengths), load.Settings(runs=1, max_seconds=given.cell_seconds),
             release=stacks.digest({"slots": slots}), stack="none", scenario=load.Scenario(requests=batch),
@@ -81,9 +83,14 @@ def measured(url: str, slots: int, given: argparse.Namespace, path: Path) -> res
         forecasts=(50_000, 170_000),
         subject={"slots": slots, "url": "ollama"},
     )
+
+    def say(text: str) -> None:
+        if text.startswith("["):
+            print(f"  {slots} slots {text}", flush=True)
+
     return matrix.measure(
         plan, path, cell, stack=f"ollama-{slots}", release=stacks.digest({"slots": slots}),
-        traffic=stacks.Traffic(users=1, **lengths), say=lambda text: print(f"  {slots} slots {text}", flush=True),
+        traffic=stacks.Traffic(users=1, **lengths), say=say, stopped=lambda: bool(asked),
     )  # fmt: skip
 
 
@@ -147,9 +154,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         kept = given.json or Path(name)
         kept.mkdir(parents=True, exist_ok=True)
-        for slots in SLOTS:
-            with ollama(program, slots, Path(name)) as url:
-                found[slots] = measured(url, slots, given, kept / f"slots-{slots}.json")
+        with ExitStack() as servers:
+            urls = {slots: servers.enter_context(ollama(program, slots, Path(name))) for slots in SLOTS}
+            # Cell by cell over all of them: what changes with the hour must not look like an effect of slots.
+            for _ in range(len(given.batches) * len(given.workers)):
+                for slots, url in urls.items():
+                    found[slots] = measured(url, slots, given, kept / f"slots-{slots}.json")
     text = page(found)
     print(text)
     if given.markdown:

@@ -147,7 +147,7 @@ def _over_time(run: Run) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.0%}"
+    return f"{value * 100:.3g} %"
 
 
 def _bytes(value: float) -> str:
