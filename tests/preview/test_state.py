@@ -11,6 +11,7 @@ import pytest
 
 import preview as room
 import stacks
+from tollgate.commands.preview import collect
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 HERE = Path(__file__).resolve().parents[2]
@@ -72,6 +73,23 @@ def test_both_sources_give_one_answer_for_a_stack_that_is_new(checkout: Path, en
     assert by_state.digest == by_program.digest
     assert by_state.gate == by_program.gate
     assert by_state.usd_per_million_tokens == by_program.usd_per_million_tokens
+
+
+def test_the_command_without_a_base_asks_the_engine_and_adds_the_plan(
+    checkout: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    report = collect(checkout, ["local-dev", "local-vllm"], None, offline=False)
+    assert report.source == "state"
+    new, missing = report.stacks
+    assert new.status == "new"
+    assert new.plan_after is not None
+    assert new.plan_after.e2e_p95_seconds is not None
+    assert new.totals.expected.nodes_after == 10
+    assert missing.status == "broken"
+    assert "local-vllm" in (missing.error or "")
+    assert report.exit_code == 1
 
 
 def test_what_the_engine_refuses_is_the_answer(checkout: Path, environment: dict[str, str]) -> None:
