@@ -223,11 +223,14 @@ def _compared(
 ) -> Comparison:
     sign = 1.0 if stacks.OBJECTIVES[metric][0] == "at most" else -1.0
     mine, yours = ([run for run in result.runs if run.valid] for result in (ours, theirs))
+    if together:
+        # A pair of which the client spoilt one run says nothing; which runs those are does not depend on what they measured.
+        order = [sorted(result.runs, key=lambda run: run.started) for result in (ours, theirs)]
+        pairs = [(one, two) for one, two in zip(*order, strict=True) if one.valid and two.valid]
+        mine, yours = [one for one, _ in pairs], [two for _, two in pairs]
     if metric in SHARES:
         return _compared_shares(metric, mine, yours, noise, passing, failing, sign)
     values, others = logs(samples_of(metric, mine)), logs(samples_of(metric, yours))
-    if together and len(values) != len(others):
-        raise ValueError("an interleaved run is unusable, so its pair is too")
     return compared_factors(values, others, noise, passing, failing, sign=sign, pairs=together)
 
 

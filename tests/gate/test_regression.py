@@ -132,13 +132,25 @@ def test_interleaved_runs_need_no_calibration_and_see_through_a_drift(world: Any
     assert line(world, later, theirs, 0.05, loud).outcome == "inconclusive"
 
 
-def test_a_pair_of_which_one_is_unusable_is_not_compared(world: Any) -> None:
+def test_a_pair_of_which_one_is_unusable_is_left_out_and_two_pairs_are_the_fewest(world: Any) -> None:
     theirs = world.result(runs=4, every=40.0)
     ours = world.result(runs=4, every=40.0, started=world.now + timedelta(seconds=20))
-    broken = ours.runs[1].model_copy(update={"valid": False, "invalid_because": "the client was the bottleneck"})
-    ours = ours.model_copy(update={"runs": (ours.runs[0], broken, *ours.runs[2:])})
-    found = line(world, ours, theirs, 0.5, None)
-    assert (found.outcome, found.why) == ("inconclusive", "an interleaved run is unusable, so its pair is too")
+
+    def spoilt(result: Any, *numbers: int) -> Any:
+        unfit = {"valid": False, "invalid_because": "the client was the bottleneck", "metrics": {}}
+        runs = [run.model_copy(update=unfit if index in numbers else {}) for index, run in enumerate(result.runs)]
+        return result.model_copy(update={"runs": tuple(runs)})
+
+    # Each with another run spoilt: of four pairs two are left, and they are those of the same times.
+    whole = line(world, ours, theirs, 0.5, None)
+    partly = line(world, spoilt(ours, 1), spoilt(theirs, 2), 0.5, None)
+    assert (whole.outcome, partly.outcome) == ("pass", "pass")
+    assert partly.measured == pytest.approx(0.0)
+    assert partly.bound is not None
+    assert whole.bound is not None
+    assert partly.bound > 2 * whole.bound
+    found = line(world, spoilt(ours, 0, 1), spoilt(theirs, 2), 0.5, None)
+    assert (found.outcome, found.why) == ("inconclusive", "needs at least two runs with values above 0")
 
 
 def test_runs_that_drift_widen_the_comparison_by_blocks() -> None:
