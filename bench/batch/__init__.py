@@ -10,6 +10,7 @@ from ._files import reading, writing
 from ._forecast import Eta, Forecast, Prices, span, warnings
 from ._formats import BadRow, Format, Recipe, read
 from ._http import Service
+from ._job import job
 from ._main import arguments as runner_arguments
 from ._main import main as runner_main
 from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
@@ -53,6 +54,7 @@ __all__ = [
     "ids",
     "is_alive",
     "is_postgres",
+    "job",
     "lines",
     "of_progress",
     "open_queue",

@@ -122,27 +122,32 @@ class Sqlite:
             raise
 
     def finish_building(self, final: Path) -> None:
-        """Make the file durable under its final name. It must not be used through this connection any more."""
+        """Make the file durable under its final name as well; the connection is closed. Raises FileExistsError."""
         try:
             self._connection.execute("PRAGMA locking_mode=NORMAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA journal_mode=WAL").fetchall()
             self._connection.close()
-            for path in (self.path, None, self.path.parent):
-                if path is None:
-                    self.path.rename(final)
-                    continue
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
+            _sync(self.path)
+            # A link and not a rename: of two that make the same batch at once, one must lose.
+            final.hardlink_to(self.path)
+            _sync(self.path.parent)
+        except FileExistsError:
+            raise
         except (sqlite3.Error, OSError) as error:
             raise _trouble(self.path, error) from None
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _trouble(path: Path, error: Exception) -> stacks.TollgateError:

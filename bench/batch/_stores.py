@@ -88,6 +88,8 @@ def create(
             database.finish_building(_path(store, id))
         finally:
             database.close()
+    except FileExistsError:
+        raise _taken(id) from None
     except OSError as error:
         raise stacks.TollgateError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:

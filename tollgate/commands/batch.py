@@ -323,6 +323,29 @@ def results(id: Id, store: Store = None, output: Output = "-", errors: Errors = 
 
 
 @app.command()
+def job(
+    id: Annotated[str, typer.Argument(metavar="BATCH", help="Its id, or the one that --input gets.")],
+    endpoint: Endpoints = None,
+    pods: Annotated[int, typer.Option(min=1, max=1000, help="Runners.")] = 8,
+    input: Annotated[str | None, typer.Option(help="Submitted by the first pod, unless the batch is there.")] = None,
+    model: Model = None,
+    template: Template = None,
+    store: Annotated[str | None, typer.Option(help="As pods reach it; without a password in it.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(metavar="NAME/KEY", help="Or: the Secret that holds its address.")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="Of the Job.")] = "default",
+    spot: Annotated[bool, typer.Option("--spot", help="On spot machines.")] = False,
+) -> None:
+    """Print a Kubernetes Job whose pods work on a batch together: tollgate batch job … | kubectl apply -f -"""
+    found = room.job(
+        id, endpoints=endpoint or [], pods=pods, input=input, model=model, template=template, store=store, secret=secret,
+        namespace=namespace, spot=spot,
+    )  # fmt: skip
+    typer.echo(json.dumps(found, indent=2))
+
+
+@app.command()
 def serve(
     endpoint: Endpoints = None,
     store: Store = None,

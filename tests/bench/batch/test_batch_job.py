@@ -1,0 +1,129 @@
+"""A batch as an Indexed Job on the embedded cluster: eight pods, some of them killed at random, exact results."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stacks
+from bench import batch
+
+NODE = "batch-test-node"
+TOTAL = 4000
+
+
+def test_a_job_says_what_was_asked_for_and_nothing_secret() -> None:
+    found = batch.job(
+        "Nightly_1", endpoints=["http://e,slots=4"], pods=8, secret="queue/url", spot=True, input="s3://b/i.jsonl"
+    )
+    assert found["metadata"]["name"] == "batch-nightly-1"
+    spec = found["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 8, 8)
+    [container] = spec["template"]["spec"]["containers"]
+    assert container["args"] == ["batch", "Nightly_1", "--input", "s3://b/i.jsonl", "--endpoint", "http://e,slots=4"]
+    assert container["env"] == [
+        {"name": "TOLLGATE_BATCHES", "valueFrom": {"secretKeyRef": {"name": "queue", "key": "url"}}}
+    ]
+    assert spec["template"]["spec"]["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
+    for wrong in (
+        {"secret": "x"},
+        {"store": "a", "secret": "b/c"},
+        {},
+        {"store": "a", "pods": 0},
+        {"store": "a", "endpoints": []},
+    ):
+        with pytest.raises(stacks.InputError):
+            batch.job("b", **{"endpoints": ["http://e"], "pods": 1, **wrong})
+
+
+@pytest.fixture
+def seen_by_pods() -> Iterator[Path]:
+    """A folder that pods see as well: each has a /tmp of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="tg-batch-", dir="/var/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(240)
+def test_eight_pods_killed_at_random_give_exact_results(
+    cluster: Any,
+    kubectl: Callable[..., str],
+    fresh_namespace: str,
+    serve: Callable[..., Any],
+    seen_by_pods: Path,
+    outputs: Any,
+) -> None:
+    if cluster.rootless:
+        pytest.skip("the test's endpoint is on this machine's loopback, which a cluster without root does not see")
+    labels = {"kubernetes.io/hostname": NODE, "tollgate.dev/runner": "process"}
+    annotations = {"tollgate.dev/capacity": json.dumps({"cpu": "64", "memory": "64Gi"})}
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": NODE, "labels": labels, "annotations": annotations},
+    }
+    kubectl("apply", "-f", "-", given=json.dumps(node))
+    log, store = seen_by_pods / "log", str(seen_by_pods / "batches")
+    server = serve(delay=0.05, log=log)
+    (seen_by_pods / "in.jsonl").write_text(
+        "".join(f'{{"custom_id": "p{i}", "prompt": "p{i}"}}\n' for i in range(TOTAL))
+    )
+    made = batch.job(
+        "nightly", endpoints=[f"{server.url},slots=2,most=2"], pods=8, store=store, input=str(seen_by_pods / "in.jsonl"),
+        model="m", namespace=fresh_namespace,
+    )  # fmt: skip
+    made["spec"]["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": NODE}
+    kubectl("apply", "-f", "-", given=json.dumps(made))
+    draw, killed, end = random.Random(5), 0, time.monotonic() + 100
+
+    def asked() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def status() -> dict[str, Any]:
+        found = json.loads(kubectl("get", "job", "batch-nightly", "-n", fresh_namespace, "-o", "json"))["status"]
+        logs = ("logs", "-n", fresh_namespace, "-l", "tollgate.dev/batch=batch-nightly", "--tail=20")
+        failed = [one for one in found.get("conditions", []) if one["type"] in ("Failed", "FailureTarget")]
+        assert not failed, f"{failed}\n{kubectl(*logs, check=False)}"
+        assert time.monotonic() < end, f"{found}\n{kubectl(*logs, check=False)}"
+        return dict(found)
+
+    try:
+        while killed < 4:
+            while asked() < (killed + 1) * TOTAL // 8:
+                status()
+                time.sleep(0.1)
+            queue = batch.open_queue(store, "nightly")
+            owners = [runner.owner for runner in queue.runners() if runner.alive]
+            queue.close()
+            # What an owner's name says is the process; killed as the kernel kills for memory.
+            os.kill(int(draw.choice(owners).split("/")[1]), 9)
+            killed += 1
+        while status().get("succeeded") != 8:
+            time.sleep(0.3)
+    finally:
+        kubectl(
+            "delete",
+            "job",
+            "batch-nightly",
+            "-n",
+            fresh_namespace,
+            "--cascade=foreground",
+            "--timeout=30s",
+            check=False,
+        )
+        kubectl("delete", "node", NODE, check=False)
+    good, bad = outputs(batch.open_queue(store, "nightly"))
+    assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(TOTAL)], [])
+    again = sum(Counter(log.read_text().splitlines()).values()) - TOTAL
+    assert 0 <= again <= killed * (64 + 2)
