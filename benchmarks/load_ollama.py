@@ -113,8 +113,8 @@ def page(found: dict[int, results.Matrix]) -> str:
         f"Ollama with a random model of a few megabytes, one thread, on {os.cpu_count()} processor cores whose load average was "
         f"{os.getloadavg()[2]:.1f} meanwhile; 16 tokens in, 16 out. Made by `python benchmarks/load_ollama.py --markdown "
         "docs/benchmark-ollama.md`. Slots, queue and batching are Ollama's own; what a token costs is this machine's, and what "
-        "several slots gain on a GPU cannot be seen here, where all share the processor. Slots take turns, cell by cell, so that what "
-        "changes with the hour is no effect of theirs.",
+        "several slots gain on a GPU cannot be seen here, where all share the processor. Slots take turns, cell by cell, so "
+        "that what changes with the hour is no effect of theirs.",
     ]
     for slots, one in found.items():
         lines += ["", f"## OLLAMA_NUM_PARALLEL={slots}", "", report.matrix_markdown(one).rstrip()]
