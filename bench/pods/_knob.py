@@ -26,8 +26,9 @@ class Place:
 class Knob:
     """`OLLAMA_NUM_PARALLEL` of Ollama, `--max-num-seqs` of everything else, on a Deployment.
 
-    A context manager: leaving it gives the Deployment the pod template back that it had, whatever happened. Raises InputError
-    where the Deployment does not set it.
+    A context manager: leaving it gives the Deployment the value back that it had, whatever happened; `unsettled` then says why
+    its pods are not all there again, which is no reason to lose what was measured. Raises InputError where the Deployment does
+    not set it.
     """
 
     def __init__(self, kubectl: Kubectl, deployment: str, engine: str) -> None:
@@ -38,6 +39,7 @@ class Knob:
             self._before["template"]["spec"]["containers"][0], self.what, f"{kubectl.namespace}/{deployment}"
         )
         self._turned = False
+        self.unsettled = ""
 
     @property
     def replicas(self) -> int:
@@ -50,7 +52,10 @@ class Knob:
     def __exit__(self, *error: object) -> None:
         if self._turned:
             self._patch(self.place.value)
-            self._wait(600.0)
+            try:
+                self._wait(180.0)
+            except stacks.TollgateError as failure:
+                self.unsettled = str(failure)
 
     def turn(self, value: int, seconds: float = 600.0) -> None:
         """Set it and wait until only pods that have it are left. Raises TollgateError when that takes too long."""

@@ -84,6 +84,8 @@ def tune(
                     raise stacks.TollgateError("interrupted; the deployment has its old value, nothing was written")
                 found[value].append(result.runs[0])
                 console.print(f"{value} slots: {_words(result.runs[0])}", soft_wrap=True, highlight=False)
+    if knob.unsettled:
+        console.print(f"the old value is set again, but: {knob.unsettled}", style="yellow", soft_wrap=True)
     tuning = _concluded(stack, knob.what, subject.release, found, users)
     if tuning.analysis is None:
         raise stacks.TollgateError("too few samples count for a conclusion; nothing was written")

@@ -69,6 +69,23 @@ def test_the_deployment_gets_its_value_back_whatever_happens() -> None:
     assert [call[0] for call in CALLS] == ["patch", "rollout", "patch", "rollout"]
 
 
+class Stuck(Recorded):
+    """A rollout that ends once and then never again."""
+
+    def run(self, *arguments: str, given: str = "", seconds: float = 60.0) -> str:
+        CALLS.append(arguments)
+        if arguments[0] == "rollout" and len(CALLS) > 2:
+            raise stacks.TollgateError("timed out waiting for the condition")
+        return ""
+
+
+def test_pods_that_do_not_come_back_cost_nothing_that_was_measured() -> None:
+    CALLS.clear()
+    with Knob(Stuck(environment={}, namespace="dev"), "engine", "ollama") as knob:
+        knob.turn(8)
+    assert "timed out" in knob.unsettled
+
+
 def run(rate: float) -> results.Run:
     return results.Run(
         started=datetime(2026, 1, 2, tzinfo=UTC), seconds=10.0, warmup_seconds=1.0, sent=400, ok=400, failed=0, cut=0,
