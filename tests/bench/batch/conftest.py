@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,6 @@ def postgres() -> Iterator[str]:
     found = next((path for path in programs if (path / "initdb").exists() and (path / "postgres").exists()), None)
     if found is None:
         pytest.skip("no PostgreSQL server here (initdb and postgres): install Debian's package postgresql")
-    # Short: the path of a socket has at most 107 characters.
     home = Path(tempfile.mkdtemp(prefix="tg-pg-"))
     as_user: dict[str, Any] = {}
     if os.getuid() == 0:
@@ -116,24 +116,33 @@ def postgres() -> Iterator[str]:
         as_user = {"user": user}
         shutil.chown(home, user)
     data = home / "data"
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
     subprocess.run(
         [found / "initdb", "-D", data, "-U", "tollgate", "-A", "trust", "-E", "UTF8", "--no-sync"],
         check=True, capture_output=True, cwd=home, timeout=60, **as_user,
     )  # fmt: skip
+    options = ["-k", home, "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=16MB"]
     server = subprocess.Popen(
-        [found / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-c", "shared_buffers=16MB"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home, **as_user,
-    )  # fmt: skip
+        [found / "postgres", "-D", data, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=home,
+        **as_user,
+    )
     try:
         for _ in range(200):
-            ready = subprocess.run([found / "pg_isready", "-h", home, "-q"], timeout=10, check=False)
+            ready = subprocess.run(
+                [found / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"], timeout=10, check=False
+            )
             if ready.returncode == 0:
                 break
             assert server.poll() is None, "PostgreSQL did not start"
             time.sleep(0.05)
         else:
             raise AssertionError("PostgreSQL did not answer within 10 s")
-        yield f"postgresql://tollgate@/postgres?host={home}"
+        yield f"postgresql://tollgate@127.0.0.1:{port}/postgres"
     finally:
         # Fast: whoever is still connected is cut off.
         server.send_signal(signal.SIGINT)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +44,6 @@ def test_a_job_says_what_was_asked_for_and_nothing_secret() -> None:
             batch.job("b", **{"endpoints": ["http://e"], "pods": 1, **wrong})
 
 
-@pytest.fixture
-def seen_by_pods() -> Iterator[Path]:
-    """A folder that pods see as well: each has a /tmp of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="tg-batch-", dir="/var/tmp"))
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.mark.cluster
 @pytest.mark.timeout(240)
 def test_eight_pods_killed_at_random_give_exact_results(
@@ -61,7 +51,9 @@ def test_eight_pods_killed_at_random_give_exact_results(
     kubectl: Callable[..., str],
     fresh_namespace: str,
     serve: Callable[..., Any],
-    seen_by_pods: Path,
+    postgres: str,
+    submit: Callable[..., batch.Queue],
+    tmp_path: Path,
     outputs: Any,
 ) -> None:
     if cluster.rootless:
@@ -74,15 +66,11 @@ def test_eight_pods_killed_at_random_give_exact_results(
         "metadata": {"name": NODE, "labels": labels, "annotations": annotations},
     }
     kubectl("apply", "-f", "-", given=json.dumps(node))
-    log, store = seen_by_pods / "log", str(seen_by_pods / "batches")
+    log = tmp_path / "log"
     server = serve(delay=0.05, log=log)
-    (seen_by_pods / "in.jsonl").write_text(
-        "".join(f'{{"custom_id": "p{i}", "prompt": "p{i}"}}\n' for i in range(TOTAL))
-    )
-    made = batch.job(
-        "nightly", endpoints=[f"{server.url},slots=2,most=2"], pods=8, store=store, input=str(seen_by_pods / "in.jsonl"),
-        model="m", namespace=fresh_namespace,
-    )  # fmt: skip
+    queue = submit(TOTAL, store=postgres, id="nightly")
+    endpoints = [f"{server.url},slots=2,most=2"]
+    made = batch.job("nightly", endpoints=endpoints, pods=8, store=postgres, namespace=fresh_namespace)
     made["spec"]["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": NODE}
     kubectl("apply", "-f", "-", given=json.dumps(made))
     draw, killed, end = random.Random(5), 0, time.monotonic() + 100
@@ -103,9 +91,7 @@ def test_eight_pods_killed_at_random_give_exact_results(
             while asked() < (killed + 1) * TOTAL // 8:
                 status()
                 time.sleep(0.1)
-            queue = batch.open_queue(store, "nightly")
             owners = [runner.owner for runner in queue.runners() if runner.alive]
-            queue.close()
             # What an owner's name says is the process; killed as the kernel kills for memory.
             os.kill(int(draw.choice(owners).split("/")[1]), 9)
             killed += 1
@@ -123,7 +109,9 @@ def test_eight_pods_killed_at_random_give_exact_results(
             check=False,
         )
         kubectl("delete", "node", NODE, check=False)
-    good, bad = outputs(batch.open_queue(store, "nightly"))
+    good, bad = outputs(queue)
     assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(TOTAL)], [])
+    queue.close()
+    batch.remove(postgres, "nightly")
     again = sum(Counter(log.read_text().splitlines()).values()) - TOTAL
     assert 0 <= again <= killed * (64 + 2)
