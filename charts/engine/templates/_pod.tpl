@@ -119,7 +119,9 @@ spec:
         {{- /* What names the loaded model asks for the API key where there is one, and probes have none. */}}
         {{- toYaml (ternary $v.probes.startup $v.probes.readiness (and $v.secret.apiKey (ne $v.server.apiKeyVariable ""))) | nindent 8 }}
         periodSeconds: 5
-        failureThreshold: 2
+        # A busy engine answers late; taking it out of the Service for that would make the others busier.
+        timeoutSeconds: 5
+        failureThreshold: 3
       livenessProbe:
         {{- toYaml $v.probes.liveness | nindent 8 }}
         periodSeconds: 10
