@@ -404,7 +404,7 @@ class _Runner:
         for endpoint in self._endpoints:
             endpoint.sweep(now)
             endpoint.pace.tick(now)
-        if self._trouble or self._state != "running":
+        if self._state != "running":
             # Nobody is asked, so that nobody can answer.
             self._answered_at = now
         elif not any(endpoint.in_flight for endpoint in self._endpoints) and not self._ready and not self._blocks:
@@ -413,7 +413,8 @@ class _Runner:
         if now - self._answered_at > patience:
             said = "; ".join(f"{endpoint.name}: {endpoint.words or 'no answer'}" for endpoint in self._endpoints)
             self._error = stacks.TollgateError(
-                f"no endpoint has answered for {patience:.0f} s: {said}\n  fix: mend it and run the batch again; nothing is lost"
+                f"no endpoint has answered for {patience:.0f} s: {self._trouble or said}\n"
+                "  fix: mend it and run the batch again; nothing is lost"
             )
             self._over.set()
         self._pump()

@@ -122,19 +122,24 @@ def test_pods_of_a_job_submit_once_and_survive_being_killed_at_random(
 
     draw = random.Random(3)
     pods = [pod() for _ in range(3)]
-    for number in range(1, 5):
-        while len(lines(log)) < 300 * number:
-            assert all(one.poll() is None for one in pods), [
-                one.communicate() for one in pods if one.poll() is not None
-            ]
-            time.sleep(0.01)
-        gone = pods.pop(draw.randrange(3))
-        gone.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
-        gone.communicate()
-        pods.append(pod())
-    for one in pods:
-        out, err = one.communicate(timeout=60)
-        assert one.returncode == 0, (out, err)
+    try:
+        for number in range(1, 5):
+            while len(lines(log)) < 300 * number:
+                assert all(one.poll() is None for one in pods), [
+                    one.communicate() for one in pods if one.poll() is not None
+                ]
+                time.sleep(0.01)
+            gone = pods.pop(draw.randrange(3))
+            gone.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+            gone.communicate()
+            pods.append(pod())
+        for one in pods:
+            out, err = one.communicate(timeout=60)
+            assert one.returncode == 0, (out, err)
+    finally:
+        for one in pods:
+            one.kill()
+            one.communicate()
     queue = batch.open_queue(postgres, "nightly")
     good, bad = outputs(queue)
     assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(2000)], [])
