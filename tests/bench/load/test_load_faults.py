@@ -62,7 +62,7 @@ def test_a_request_that_is_never_answered_times_out(serve: Serve, measured: Meas
 
 def test_a_server_that_dies_mid_run_leaves_every_request_accounted_for(serve: Serve, measured: Measured) -> None:
     url = serve("--ttft", 0.02, "--itl", 0.005, "--fault", "die", "--every", 150)
-    (run,) = measured(url, seconds=2.0).runs
+    (run,) = measured(url, seconds=1.5).runs
     assert run.sent == run.ok + run.failed + run.cut
     assert run.failed > 0
     assert "connection_refused" in run.errors
@@ -83,7 +83,7 @@ def test_half_the_replicas_gone_is_seen_as_refused_connections_and_every_request
         self._addresses = [(socket.AF_INET, "127.0.0.1", port) for port in (gone, kept)]
 
     monkeypatch.setattr(Session, "resolve", both)
-    (run,) = measured(f"http://127.0.0.1:{kept}", users=8, seconds=2.0, reconnect=True).runs
+    (run,) = measured(f"http://127.0.0.1:{kept}", users=8, seconds=1.5, reconnect=True).runs
     assert run.sent == run.ok + run.failed + run.cut
     assert run.failed == sum(run.errors.values())
     # The other half goes on answering all the while.
@@ -148,7 +148,7 @@ def test_tls_and_api_keys_work_and_a_certificate_that_nobody_trusts_does_not(
     file = certificate
     url = serve("--ttft", 0.02, "--certificate", file, "--key", "sesame", scheme="https")
     (run,) = measured(url, "vllm", ca_file=str(file), api_key="sesame").runs
-    assert run.valid, run.invalid_because
+    assert run.failed == 0
     assert run.ok > 50
     with pytest.raises(stacks.TollgateError, match="API key"):
         measured(url, "vllm", ca_file=str(file), api_key="wrong")
@@ -169,7 +169,7 @@ def test_ctrl_c_gives_a_partial_result_that_says_so(serve: Serve, tmp_path: Path
     assert process.stdout is not None
     while "alone" not in process.stdout.readline():
         pass
-    time.sleep(1.5)
+    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 0

@@ -125,7 +125,7 @@ def test_the_engine_s_own_page_is_added_up_over_engines_and_shares_are_averaged(
 def test_the_engine_is_looked_at_while_it_works(serve: Serve, measured: Measured) -> None:
     url = serve("--ttft", 0.05, "--itl", 0.005)
     observer = load.Scrape(load.Target(url=url, engine="vllm", model="tiny"))
-    (one,) = measured(url, "vllm", users=4, seconds=3.0, observer=observer).runs
+    (one,) = measured(url, "vllm", users=4, seconds=2.2, observer=observer).runs
     assert one.valid, one.invalid_because
     assert one.metrics["server_running_mean"] == pytest.approx(4, abs=1.5)
 

@@ -60,7 +60,7 @@ def test_fifty_users_on_five_slots_queue_and_warm_up_is_as_long_as_the_queue_tak
 ) -> None:
     # Service time 0.2 s: 25 req/s, and a user waits 50 / 25 = 2 s.
     url = serve("--ttft", 0.1, "--itl", 0.01, "--slots", 5)
-    (run,) = measured(url, users=50, output_tokens=11.0, seconds=3.0).runs
+    (run,) = measured(url, users=50, output_tokens=11.0, seconds=2.0).runs
     consistent(run)
     assert run.valid, run.invalid_because
     assert run.warmup_seconds >= 1.8
@@ -71,10 +71,10 @@ def test_fifty_users_on_five_slots_queue_and_warm_up_is_as_long_as_the_queue_tak
 
 def test_poisson_arrivals_are_timed_from_their_schedule(serve: Serve, measured: Measured) -> None:
     url = serve("--ttft", 0.02, "--itl", 0.005)
-    (run,) = measured(url, arrival="poisson", users=None, requests_per_second=60.0, seconds=4.0).runs
+    (run,) = measured(url, arrival="poisson", users=None, requests_per_second=80.0, seconds=2.5).runs
     consistent(run)
     assert run.valid, run.invalid_because
-    assert run.metrics["requests_per_second"] == pytest.approx(60, rel=0.25)
+    assert run.metrics["requests_per_second"] == pytest.approx(80, rel=0.25)
     assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.020, abs=0.004)
     assert run.client["schedule_lag_p99_seconds"] < 0.05
 
@@ -122,7 +122,7 @@ def test_goodput_counts_the_requests_that_kept_every_promise_and_cost_is_per_tok
 
 
 def test_a_run_of_which_hardly_a_request_ends_is_not_representative(serve: Serve, measured: Measured) -> None:
-    (run,) = measured(serve("--ttft", 0.4), users=1, seconds=1.0).runs
+    (run,) = measured(serve("--ttft", 0.4), users=1, seconds=0.3).runs
     consistent(run)
     assert not run.valid
     assert "not representative" in run.invalid_because

@@ -44,7 +44,7 @@ def test_raw_records_are_the_same_as_lines_and_as_parquet(serve: Serve, measured
 
     url = serve("--ttft", 0.02, "--fault", "503", "--every", 11)
     for name in ("raw.jsonl", "raw.parquet"):
-        result = measured(url, runs=2, raw_file=tmp_path / name, seconds=0.5)
+        result = measured(url, runs=2, raw_file=tmp_path / name, seconds=0.3)
         if name == "raw.jsonl":
             rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         else:
