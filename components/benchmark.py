@@ -22,9 +22,11 @@ import pulumi_kubernetes as k8s
 
 import gate
 import stacks
+import values
 
 from ._base import Component
 from .cluster import Cluster
+from .engines import ENGINE_NAME
 
 _IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 
@@ -94,6 +96,8 @@ class BenchmarkJob(Component):
             name, {"trigger": trigger, "runs": args.benchmark.runs, "seconds": args.benchmark.seconds}, opts
         )
         inside = self._child(provider=cluster.provider)
+        workload = _workload(stack)
+        config["workload"] = workload
 
         account = k8s.core.v1.ServiceAccount(
             f"{name}-account", metadata={"name": "bench", "namespace": args.namespace}, opts=inside
@@ -110,6 +114,7 @@ class BenchmarkJob(Component):
                     "resourceNames": [result_name],
                     "verbs": ["get", "update", "patch", "delete"],
                 },
+                *_may_watch(workload),
             ],
             opts=inside,
         )
@@ -206,10 +211,26 @@ def dialect(stack: stacks.Stack) -> str:
     return "vllm" if stack.serving.simulate else "openai"
 
 
+def _workload(stack: stacks.Stack) -> str:
+    """Whose rollout the Job awaits; nothing where a replica is an object of its own (gangs, Ray clusters)."""
+    if values.nodes_per_replica(stack.release) == 1:
+        return f"apps/v1/deployments/{ENGINE_NAME}"
+    if stack.serving.group.controller == "lws" and stack.serving.group.gang != "coscheduling":
+        return f"leaderworkerset.x-k8s.io/v1/leaderworkersets/{ENGINE_NAME}"
+    return ""
+
+
+def _may_watch(workload: str) -> list[dict[str, list[str]]]:
+    if not workload:
+        return []
+    group, _, plural, name = workload.split("/")
+    return [{"apiGroups": [group], "resources": [plural], "resourceNames": [name], "verbs": ["get"]}]
+
+
 def _longest(benchmark: stacks.Benchmark) -> int:
-    """A window may grow to 5 times its length, warm-up may take twice that (bench.load bounds them so), and the engine may
-    need minutes to load."""
-    return int(benchmark.runs * benchmark.seconds * 15 * (2 if benchmark.against else 1) + 600)
+    """A window may grow to 5 times its length, warm-up may take twice that (bench.load bounds them so), and rollout and
+    loading may take a quarter of an hour and more."""
+    return int(benchmark.runs * benchmark.seconds * 15 * (2 if benchmark.against else 1) + 1500)
 
 
 def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> dict[str, Any]:

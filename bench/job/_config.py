@@ -35,6 +35,7 @@ class JobConfig(BaseModel):
     `model`: the name by which the engine knows it. `release`: its digest. `result_configmap`: where the result goes;
     empty: nowhere but the log (a run by hand). `cost_per_hour_usd`: of the whole service, for the cost per token.
 
+    `workload`: whose rollout has to be whole before anything is sent, as `apps/v1/deployments/engine` in `namespace`.
     `against`: another service, to be measured in turns with this one, run by run.
     `scenario`: what differs from the plain traffic; `workers`: processes per pod. `pods`: of an Indexed Job that measure
     together, the first of which listens at `coordinator` (host:port) for the others, who must know `token`; it writes
@@ -58,6 +59,8 @@ class JobConfig(BaseModel):
     replicas: Annotated[int, Field(ge=1)] = 1
     environment: dict[str, str | int | float | bool] = {}
     result_configmap: str = ""
+    workload: Annotated[str, Field(pattern=r"^([a-z0-9.-]+/[a-z0-9]+/[a-z]+/[a-z0-9-]+)?$")] = ""
+    rollout_timeout: Annotated[float, Field(gt=0)] = 900.0
     namespace: str = "default"
     cost_per_hour_usd: Annotated[float, Field(ge=0)] | None = None
     context_tokens: Annotated[int, Field(ge=2)] | None = None

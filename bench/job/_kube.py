@@ -101,6 +101,28 @@ class ConfigMaps:
                     told.setdefault(key, set()).add(str(value))
         return {**found, **{key: ", ".join(sorted(values)) for key, values in told.items()}}
 
+    def rollout(self, namespace: str, workload: str) -> str:
+        """What the workload's rollout still lacks; nothing where it is whole, or not ours to see.
+
+        `workload`: group, version, plural and name, as `apps/v1/deployments/engine`. Raises OSError or HTTPException.
+        """
+        where, _, rest = workload.partition("/")
+        version, plural, name = rest.split("/")
+        status, found = self._send("GET", f"/apis/{where}/{version}/namespaces/{namespace}/{plural}/{name}")
+        if status in (403, 404):
+            return ""
+        if status != 200:
+            return f"the API server answers {status}"
+        meta, spec, now = (found.get(part) or {} for part in ("metadata", "spec", "status"))
+        wanted = spec.get("replicas", 1)
+        counts = {"there": "replicas", "updated": "updatedReplicas", "ready": "readyReplicas"}
+        seen = {word: now.get(key, 0) for word, key in counts.items()}
+        if now.get("observedGeneration", meta.get("generation")) != meta.get("generation"):
+            return "its controller has not seen the new specification yet"
+        if wanted and all(count == wanted for count in seen.values()):
+            return ""
+        return f"{wanted} replicas wanted, " + ", ".join(f"{count} {word}" for word, count in seen.items())
+
     def _send(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         # Read each time: bound tokens are rotated.
         token = (self._account / "token").read_text().strip()

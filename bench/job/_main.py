@@ -7,6 +7,7 @@ config), with the reason as last line of the log and as the container's terminat
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -41,6 +42,7 @@ def main(path: Path, output: Path | None = None, known: str | None = None) -> in
                 maps.store(config.namespace, config.result_configmap, json.dumps({"known": known}), labels)
             return _end(f"nothing to measure: evidence {known} of the same is valid", 0)
         if maps is not None:
+            _await_rollout(maps, config)
             seen = maps.surroundings(str(config.environment.get("accelerator", "")))
             config = config.model_copy(update={"environment": {**seen, **config.environment}})
         if config.coordinator and together.index() > 0:
@@ -99,6 +101,28 @@ def measure(config: JobConfig, crews: generator.Crews | None = None) -> Result:
         progress=together.teller(say) if config.coordinator else progress,
         say=say,
     )
+
+
+def _await_rollout(maps: ConfigMaps, config: JobConfig) -> None:
+    """Helm counts an upgrade as done while replicas of the release before still serve; measured would be a mixture."""
+    if not config.workload:
+        return
+    end, said = time.monotonic() + config.rollout_timeout, ""
+    while True:
+        try:
+            lacks = maps.rollout(config.namespace, config.workload)
+        except (OSError, http.client.HTTPException) as error:
+            lacks = f"the API server does not answer: {error}"
+        if not lacks:
+            return
+        if time.monotonic() > end:
+            raise stacks.TollgateError(
+                f"{config.workload} was not rolled out within {config.rollout_timeout:.0f} s: {lacks}"
+            )
+        if lacks != said:
+            say(f"waiting for {config.workload}: {lacks}")
+        said = lacks
+        time.sleep(0.5)
 
 
 def _come_first() -> None:

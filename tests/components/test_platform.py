@@ -91,13 +91,21 @@ def test_the_benchmark_measures_this_release_with_this_traffic() -> None:
     assert told["environment"]["simulated"] is True
 
 
-def test_the_benchmark_pod_may_write_its_own_result_only() -> None:
+def test_the_benchmark_pod_may_write_its_own_result_and_see_the_rollout_only() -> None:
     found = resources("local-dev")
     rules = found["Role"][0]["rules"]
     named = [rule for rule in rules if "resourceNames" in rule]
     assert [rule["verbs"] for rule in rules if "resourceNames" not in rule] == [["create"]]
     assert named[0]["resourceNames"][0].startswith("bench-result-")
-    assert {rule["resources"][0] for rule in rules} == {"configmaps"}
+    assert {rule["resources"][0] for rule in rules} == {"configmaps", "deployments"}
+    assert named[1] == {
+        "apiGroups": ["apps"],
+        "resources": ["deployments"],
+        "resourceNames": ["engine"],
+        "verbs": ["get"],
+    }
+    (config,) = (one for one in found["ConfigMap"] if "bench.json" in one.get("data", {}))
+    assert json.loads(config["data"]["bench.json"])["workload"] == "apps/v1/deployments/engine"
 
 
 def test_a_changed_release_is_measured_anew_under_another_name(project: Path) -> None:

@@ -32,6 +32,7 @@ class Api(http.server.BaseHTTPRequestHandler):
     maps: ClassVar[dict[str, Any]] = {}
     seen: ClassVar[list[str]] = []
     broken: ClassVar[int] = 0
+    rollout: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -49,6 +50,13 @@ class Api(http.server.BaseHTTPRequestHandler):
 
     do_PUT = do_POST
 
+    def do_GET(self) -> None:
+        known = self.path == "/apis/apps/v1/namespaces/test/deployments/engine" and Api.rollout
+        if not known:
+            self.answer(404, {"message": "not found"})
+        else:
+            self.answer(200, Api.rollout[0] if len(Api.rollout) == 1 else Api.rollout.pop(0))
+
     def answer(self, status: int, content: Any) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
@@ -62,7 +70,7 @@ class Api(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Api]]:
-    Api.maps, Api.seen, Api.broken = {}, [], 0
+    Api.maps, Api.seen, Api.broken, Api.rollout = {}, [], 0, []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
@@ -134,6 +142,41 @@ def test_the_job_measures_and_leaves_the_result_in_its_configmap(serve: Serve, a
     assert any("req/s" in line and "eta" in line for line in lines)
     assert len(lines) < 20
     assert "t0ken" not in done.stdout
+
+
+def rollout(generation: int, *, updated: int, ready: int, there: int = 2) -> dict[str, Any]:
+    """A Deployment of two replicas in its second generation, as its controller of that generation sees it."""
+    status = {"observedGeneration": generation, "replicas": there, "updatedReplicas": updated, "readyReplicas": ready}
+    return {"metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": status}
+
+
+def test_nothing_is_measured_before_the_rollout_is_whole(serve: Serve, api: type[Api], tmp_path: Path) -> None:
+    api.rollout[:] = [
+        rollout(1, updated=2, ready=2),
+        rollout(2, updated=1, ready=2),
+        rollout(2, updated=2, ready=2, there=3),
+        rollout(2, updated=2, ready=2),
+    ]
+    file = config(tmp_path, serve(), runs=1, seconds=0.5, workload="apps/v1/deployments/engine")
+    command = [sys.executable, "-m", "bench", "job", "--config", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("waiting for apps/")] == [
+        "waiting for apps/v1/deployments/engine: its controller has not seen the new specification yet",
+        "waiting for apps/v1/deployments/engine: 2 replicas wanted, 2 there, 1 updated, 2 ready",
+        "waiting for apps/v1/deployments/engine: 2 replicas wanted, 3 there, 2 updated, 2 ready",
+    ]
+    assert len(api.rollout) == 1
+
+
+def test_a_rollout_that_does_not_end_is_no_measurement(
+    api: type[Api], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.rollout[:] = [rollout(2, updated=1, ready=1)]
+    file = config(tmp_path, "http://127.0.0.1:9", workload="apps/v1/deployments/engine", rollout_timeout=0.6)
+    assert job.main(file) == 1
+    assert "was not rolled out within 1 s: 2 replicas wanted" in capsys.readouterr().out
+    assert not api.maps
 
 
 def test_an_older_result_of_the_same_name_is_replaced(api: type[Api]) -> None:
