@@ -134,7 +134,8 @@ def _real_ollama() -> Image | None:
         arguments=("serve",),
         shims={
             "ollama": _REAL_OLLAMA_SHIM.format(model=tiny.NAME, program=shlex.quote(str(program))),
-            "Modelfile": f"FROM {BIN}/tiny.gguf\n",
+            # A random model seldom ends by itself: who names no limit, as `ollama run` to load it, would wait for long.
+            "Modelfile": f"FROM {BIN}/tiny.gguf\nPARAMETER num_predict 64\n",
         },
         made={"tiny.gguf": tiny.write},
         environment={"OLLAMA_HOST": "$(POD_IP):11434"},
