@@ -30,10 +30,11 @@ lint: $(STAMP)
 unit: lint
 	$(BIN)/pytest -m "not cluster and not browser and not slow"
 
-# With the optional real Ollama: its tests would otherwise have nothing to test.
+# With the optional real Ollama: its tests would otherwise have nothing to test. In two processes, each with a cluster of its
+# own, because half of the tests wait for something.
 test: lint
 	$(BIN)/tollgate tools build --with ollama
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -18,6 +18,7 @@ from tests.components.real_engine import HERE, UNKNOWN, Engine
 
 pytestmark = pytest.mark.timeout(300)
 GOLDEN = Path(__file__).with_name("golden")
+_PROJECT = Path(__file__).resolve().parents[2]
 # The other embedded stacks differ from local-dev in nothing that GKE or a reader would see.
 _READ = [name for name in stacks.stack_names(HERE) if name == "local-dev" or not name.startswith("local-")]
 _SECRETS = {"prod": {"apiKey": "sk-of-the-test"}}
@@ -38,7 +39,8 @@ def readable(value: Any) -> Any:
         return [readable(entry) for entry in value]
     if value == UNKNOWN:
         return "(known after up)"
-    return _DIGEST.sub("(digest)", value) if isinstance(value, str) else value
+    # Where this checkout lies is nobody's business.
+    return _DIGEST.sub("(digest)", value).replace(str(_PROJECT), "(project)") if isinstance(value, str) else value
 
 
 def document(states: list[dict[str, Any]]) -> str:

@@ -184,10 +184,11 @@ def test_a_deleted_pod_runs_its_hook_gets_sigterm_and_its_grace(pods: Pods, kube
     until(lambda: pods.container("stop").get("ready"), "ready")
     folder = cluster.state_dir / "runner" / "pods" / pods.get("stop")["metadata"]["uid"]
     witness = folder / "volumes" / "seen" / "by"
-    handle = os.open(folder / "volumes" / "seen", os.O_RDONLY)
     kubectl("delete", "pod", "-n", pods.namespace, "stop", "--wait=false")
-    until(lambda: witness.is_file() and witness.read_text().split() == ["hook", "term", "done"], "all three", 10)
-    os.close(handle)
+    until(witness.is_file, "the hook has run")
+    # Held open: the folder goes away soon after the last word.
+    with witness.open() as said:
+        until(lambda: said.seek(0) == 0 and said.read().split() == ["hook", "term", "done"], "all three", 10)
     until(lambda: not pods.get("stop"), "the object is gone")
     until(lambda: not folder.exists(), "its folder is gone")
 

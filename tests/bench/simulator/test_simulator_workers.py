@@ -95,7 +95,7 @@ def test_a_prompt_that_one_worker_has_seen_is_cached_for_all(serve: Callable[...
 
 def test_the_queue_limit_of_vllm_counts_all_workers_and_is_told_by_the_metrics(serve: Callable[..., Any]) -> None:
     served = serve(
-        "vllm", "tiny", "--max-num-seqs", "2", "--max-num-queued-reqs", "4", TOLLGATE_SIM_TTFT="300ms",
+        "vllm", "tiny", "--max-num-seqs", "2", "--max-num-queued-reqs", "4", TOLLGATE_SIM_TTFT="1500ms",
         TOLLGATE_SIM_ITL="1ms", TOLLGATE_SIM_WORKERS="2",
     )  # fmt: skip
     with ThreadPoolExecutor(10) as pool:
