@@ -31,10 +31,10 @@ unit: lint
 	$(BIN)/pytest -m "not cluster and not browser and not slow"
 
 # With the optional real Ollama: its tests would otherwise have nothing to test. In two processes, each with a cluster of its
-# own, because half of the tests wait for something.
+# own, because half of the tests wait for something; in the order of the files, as those with few tests take longest.
 test: lint
 	$(BIN)/tollgate tools build --with ollama
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
