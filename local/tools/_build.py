@@ -124,7 +124,8 @@ class _Run:
         pending: set[Future[None]] = set(futures)
         watched = [*futures, *also]
         while pending:
-            _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+            with _signals_kept():
+                _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
             failed = [f for f in watched if f.done() and not f.cancelled() and f.exception() is not None]
             # `Stopped` is what the others end with after one has failed: the cause is the one to show.
             failed.sort(key=lambda future: isinstance(future.exception(), _locks.Stopped))
@@ -243,3 +244,21 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Let signals wait for the end of the block: an exception inside of `wait` can leave a future's lock held, and the thread
+    that has to end it waiting for ever. Only the main thread may."""
+    seen: list[int] = []
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, lambda caught, _: seen.append(caught))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        signal.raise_signal(seen[0])
