@@ -75,20 +75,12 @@ class Folder:
                 (self.path / name).hardlink_to(aside)
             finally:
                 aside.unlink()
-            _sync(self.path)
+            stacks.sync(self.path)
         except FileExistsError:
             return False
         except OSError as error:
             raise stacks.TollgateError(f"evidence store {self.path}: cannot be written ({error.strerror})") from None
         return True
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Bucket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,14 +66,5 @@ def write(path: Path, record: Record) -> bool:
     after = edited(before, record, path.name)
     if after == before:
         return False
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(after)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.chmod(path.stat().st_mode & 0o777)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    stacks.write_whole(path, after)
     return True

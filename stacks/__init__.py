@@ -2,6 +2,7 @@
 
 from ._buckets import BUCKET_SCHEMES, bucket, bucket_failures, bucket_words, obstore
 from ._canonical import canonical_json, digest
+from ._disk import sync, write_whole
 from ._errors import InputError, TollgateError
 from ._fleet import Disk, Fleet, Nodes, Sharing, Taint, Upgrade
 from ._ground import (
@@ -89,4 +90,6 @@ __all__ = [
     "release_names",
     "stack_names",
     "stack_path",
+    "sync",
+    "write_whole",
 ]

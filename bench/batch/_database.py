@@ -7,7 +7,6 @@ many machines. The statements are the same; `?` stands for a value in both.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -128,10 +127,10 @@ class Sqlite:
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA journal_mode=WAL").fetchall()
             self._connection.close()
-            _sync(self.path)
+            stacks.sync(self.path)
             # A link and not a rename: of two that make the same batch at once, one must lose.
             final.hardlink_to(self.path)
-            _sync(self.path.parent)
+            stacks.sync(self.path.parent)
         except FileExistsError:
             raise
         except (sqlite3.Error, OSError) as error:
@@ -140,14 +139,6 @@ class Sqlite:
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _trouble(path: Path, error: Exception) -> stacks.TollgateError:

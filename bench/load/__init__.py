@@ -11,8 +11,9 @@ from ._prompts import Ask, Conversation, SharedPrefix, Source, Synthetic
 from ._raw import RawFile
 from ._remote import Gathering, Share, work
 from ._replay import Conversations, Trace, read_dialogues, read_trace
-from ._run import Progress, Settings, Stopper, orders, run, tool_version
+from ._run import Progress, Settings, orders, run, tool_version
 from ._scenario import Scenario, stages_of
+from ._stop import Stopper, stopped_by_signals
 from ._sweep import Step, Sweep, sweep
 from ._wire import Target
 from ._workers import Snapshot
@@ -61,6 +62,7 @@ __all__ = [
     "run",
     "scraped",
     "stages_of",
+    "stopped_by_signals",
     "sweep",
     "tool_version",
     "wait",

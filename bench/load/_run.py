@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +27,7 @@ from ._recorder import OK
 from ._scenario import Scenario
 from ._session import BIN_SECONDS
 from ._steady import Series, sustained
+from ._stop import Stopper, stopped_by_signals
 from ._wire import Target
 from ._workers import Orders, Snapshot
 
@@ -91,20 +90,6 @@ class Settings:
 _LONGEST = 5.0
 
 
-class Stopper:
-    """Set from anywhere (a signal handler, another thread) to end a benchmark early; what was measured is kept."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def stop(self) -> None:
-        """End it."""
-        self._event.set()
-
-    def __bool__(self) -> bool:
-        return self._event.is_set()
-
-
 def tool_version() -> str:
     """The version of this package, for `Result.tool_version`."""
     try:
@@ -150,7 +135,7 @@ def run(
     say(f"one request alone takes {_short(alone)}")
     done: list[Run] = []
     crews = crews or (lambda _, load, source: Local(orders(target, load, source, settings)))
-    with _signals(stopper), _raw(settings.raw_file) as raw:
+    with stopped_by_signals(stopper), _raw(settings.raw_file) as raw:
         for number in range(settings.runs):
             if stopper:
                 break
@@ -358,26 +343,3 @@ class _Report:
     def eta(self, number: int, left: float) -> float:
         """Seconds until the end, `left` of them in run `number` (from 0)."""
         return left + (self._settings.runs - number - 1) * self._settings.seconds * 1.3
-
-
-@contextlib.contextmanager
-def _signals(stopper: Stopper) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the benchmark instead of the process; the second one acts as it would have."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handler(number: int, _frame: object) -> None:
-        if stopper:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-        stopper.stop()
-
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

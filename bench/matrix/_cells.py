@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -161,9 +160,4 @@ def _words(cell: Cell) -> str:
 def _write(path: Path, matrix: Matrix) -> None:
     """All or nothing: whoever is interrupted here loses one cell at most."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(path.suffix + ".new")
-    with beside.open("w") as file:
-        file.write(matrix.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    stacks.write_whole(path, matrix.model_dump_json(indent=1) + "\n")

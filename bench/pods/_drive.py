@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,21 +129,10 @@ def _removed(kubectl: Kubectl, name: str) -> Iterator[None]:
             kubectl.run("delete", "job,service,secret", "-l", selector, "--ignore-not-found", "--wait=false")
 
 
-@contextlib.contextmanager
-def _interrupted(kubectl: Kubectl, name: str, say: Callable[[str], None]) -> Iterator[None]:
+def _interrupted(kubectl: Kubectl, name: str, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
     """The first Ctrl-C (or SIGTERM) deletes the Job: its first pod then reports what it has. A second one acts as it would."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    pressed = False
 
-    def handler(number: int, _frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-        pressed = True
+    def end() -> None:
         say("ending early; once more ends at once and without a result")
         command = kubectl.command("delete", "job", name, "--wait=false")
         subprocess.Popen(
@@ -153,10 +140,4 @@ def _interrupted(kubectl: Kubectl, name: str, say: Callable[[str], None]) -> Ite
             start_new_session=True,
         )  # fmt: skip
 
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+    return generator.stopped_by_signals(generator.Stopper(), end)
