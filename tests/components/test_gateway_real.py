@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,7 +39,7 @@ class Replica:
     """Answers with its name; `/hold` waits until it is let go, `/health` says whether it is well."""
 
     name: str
-    port: int = field(default_factory=free_port)
+    port: int = 0
     well: bool = True
     asked: int = 0
     release: threading.Event = field(default_factory=threading.Event)
@@ -69,6 +70,7 @@ class Replica:
                 return
 
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self.server.server_port
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -148,19 +150,26 @@ def test_the_configuration_is_valid_to_haproxy_itself(tmp_path: Path) -> None:
 def test_the_replica_with_the_fewest_open_requests_is_asked(tmp_path: Path) -> None:
     with gateway(tmp_path, {"engine": (2, 100)}) as proxy:
         busy, idle = proxy.replicas["engine"]
-        threading.Thread(target=proxy.ask, args=("/hold",), daemon=True).start()
-        end = time.monotonic() + 5
-        while busy.asked + idle.asked < 1 and time.monotonic() < end:
-            time.sleep(0.02)
-        if idle.asked:
-            busy, idle = idle, busy
-        # One stream is open on the first: what is short goes to the second, unless its last answer still counts as open.
-        asked: Counter[str] = Counter()
-        for _ in range(20):
-            asked[proxy.ask()[1]] += 1
-            time.sleep(0.03)
-        assert asked[idle.name] >= 17
-        busy.release.set()
+        with futures.ThreadPoolExecutor(1) as other:
+            held = other.submit(proxy.ask, "/hold")
+            try:
+                end = time.monotonic() + 20
+                while busy.asked + idle.asked < 1:
+                    assert time.monotonic() < end, "the long request has reached no replica"
+                    time.sleep(0.02)
+                if idle.asked:
+                    busy, idle = idle, busy
+                # One stream is open on the first: what is short goes to the second, unless its last answer still counts as
+                # open, when both are alike. Taking turns would give each the half of them.
+                asked: Counter[str] = Counter()
+                for _ in range(40):
+                    asked[proxy.ask()[1]] += 1
+                    time.sleep(0.02)
+                assert asked[idle.name] >= 30
+            finally:
+                busy.release.set()
+            # Its answer comes, whole, from where it was asked: nothing ends before it.
+            assert held.result(timeout=20) == (200, busy.name)
 
 
 def test_three_failed_checks_take_a_replica_out_and_nobody_notices(tmp_path: Path) -> None:
