@@ -315,6 +315,15 @@ TOOLS: Final[tuple[Tool, ...]] = (
         optional=True,
         on_path=OnPath(program="haproxy", ask=("-v",), at_least=(2, 4), sbin=True),
     ),
+    Tool(
+        name="promtool",
+        purpose="tests alert rules",
+        version="",
+        source=DebianPackages(program="usr/bin/promtool", package="prometheus"),
+        weight=0,
+        optional=True,
+        on_path=OnPath(program="promtool", ask=("--version",), at_least=(2, 42), below=(4,)),
+    ),
 )
 
 # Without the namespace: whoever installs KEDA makes it first.
