@@ -42,11 +42,13 @@ from ._models import (
     Tokens,
     Traffic,
 )
+from ._scaling import Autoscaling, Query
 
 __all__ = [
     "BUCKET_SCHEMES",
     "OBJECTIVES",
     "Accelerator",
+    "Autoscaling",
     "Benchmark",
     "Cache",
     "Candidate",
@@ -66,6 +68,7 @@ __all__ = [
     "Pipeline",
     "Prefix",
     "Promotion",
+    "Query",
     "Release",
     "Serving",
     "Sharing",

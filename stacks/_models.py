@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ._base import Digest, Model, Name, NonNegative, Positive, Share
 from ._fleet import Fleet
 from ._ground import Capability, Dns, Gateway, Gke, Serving
+from ._scaling import Autoscaling
 
 _IMAGE = re.compile(r"^[a-z0-9][a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$")
 
@@ -206,6 +207,7 @@ class Stack(Model):
     gke: Gke = Gke()
     serving: Serving = Serving()
     gateway: Gateway | None = None
+    autoscaling: Autoscaling = Autoscaling()
     dns: Dns | None = None
     promotion: Promotion | None = None
 
@@ -216,6 +218,7 @@ class Stack(Model):
 
     @model_validator(mode="after")
     def _stands(self) -> Self:
+        self._scales()
         if self.dns is not None:
             if self.gateway is None or not self.gateway.external:
                 raise ValueError("dns names the gateways of the regions: set gateway.external to true")
@@ -225,6 +228,15 @@ class Stack(Model):
         if self.target == "gke" and not self.project:
             raise ValueError("target gke needs tollgate:project, the Google Cloud project")
         return self
+
+    def _scales(self) -> None:
+        proxy = self.gateway is not None and self.gateway.kind == "proxy"
+        if self.autoscaling.replicas_min == 0 and not proxy:
+            raise ValueError(
+                "autoscaling.replicas_min is 0, but nothing holds requests while nobody serves: set gateway.kind to proxy"
+            )
+        if self.autoscaling.policy == "simulator" and not self.simulated:
+            raise ValueError("autoscaling.policy simulator is for a fleet of simulators: choose queue-and-slots")
 
 
 class Criteria(Model):
