@@ -14,6 +14,7 @@ from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .platform import Platform, PlatformArgs, deploy
 from .preflight import refuse
+from .program import run
 from .promotion import PromotionCheck, PromotionCheckArgs
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "VllmService",
     "deploy",
     "refuse",
+    "run",
     "service_for",
 ]

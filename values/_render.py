@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ def chart_of(release: stacks.Release) -> Path | UpstreamChart:
 
 def chart_path(chart: str) -> Path:
     """The folder of one of our charts. Raises InputError naming those that exist."""
-    folder = Path(str(resources.files("charts"))) if _installed() else Path(__file__).resolve().parents[1] / "charts"
+    # Beside this room in a checkout and in an installed Tollgate alike.
+    folder = Path(__file__).resolve().parents[1] / "charts"
     known = sorted(path.parent.name for path in folder.glob("*/Chart.yaml"))
     if chart not in known:
         raise stacks.InputError(
@@ -149,10 +149,6 @@ def _node_selector(accelerator: stacks.Accelerator) -> dict[str, str]:
 def _files(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _installed() -> bool:
-    return not (Path(__file__).resolve().parents[1] / "Pulumi.yaml").is_file()
 
 
 @functools.cache
