@@ -8,6 +8,31 @@ import orjson
 
 from ._ask import Refused, fitting
 
+# What Ollama's OpenAI routes know; whatever else a client sends is ignored there, as Go's decoder ignores it.
+_OPENAI: tuple[str, ...] = ("model", "stream", "stream_options", "max_tokens", "seed", "stop", "temperature", "top_p")
+_OPENAI += ("frequency_penalty", "presence_penalty")
+OPENAI_CHAT = (*_OPENAI, "messages", "response_format", "tools")
+OPENAI_COMPLETION = (*_OPENAI, "prompt")
+_IMAGE_TOKENS = 256
+
+
+def known(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Of an OpenAI request the members that Ollama knows; its `stream_options` mean nothing without `stream`."""
+    kept = {name: data[name] for name in names if name in data}
+    if not kept.get("stream"):
+        kept.pop("stream_options", None)
+    return kept
+
+
+def image_tokens(data: dict[str, Any], kind: str) -> int:
+    """Prompt tokens of the images of a request or message (`kind`: the Go structure it is read into)."""
+    images = data.get("images")
+    if images is None:
+        return 0
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise Refused(400, f"json: cannot unmarshal value into Go struct field {kind}.images of type []api.ImageData")
+    return _IMAGE_TOKENS * len(images)
+
 
 def options(data: dict[str, Any], context_tokens: int) -> tuple[int | None, tuple[str, ...], int]:
     """(num_predict, stop, num_ctx) of a native request."""

@@ -251,7 +251,7 @@ class Ollama:
             data,
             model,
             text,
-            count(text) + 256 * len(data.get("images") or ()),
+            count(text) + _native_ask.image_tokens(data, "GenerateRequest"),
             chat=False,
             empty=not prompt,
         )
@@ -275,7 +275,9 @@ class Ollama:
                     400, "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string"
                 )
         text = "\n".join(message.get("content") or "" for message in messages)
-        tokens = sum(content_tokens(m.get("content")) + 256 * len(m.get("images") or ()) for m in messages)
+        tokens = sum(
+            content_tokens(m.get("content")) + _native_ask.image_tokens(m, "ChatRequest.messages") for m in messages
+        )
         return self._native(connection, data, model, text, tokens, chat=True, empty=not messages)
 
     def _native(
@@ -361,7 +363,7 @@ class Ollama:
         start = self.library.clock()
 
         def then() -> bytes:
-            made = self.machine.embeddings(inputs, data, model.asked)
+            made = self.machine.embeddings(inputs, {"dimensions": data.get("dimensions")}, model.asked)
             vectors = [row["embedding"] for row in made["data"]]
             taken = int((self.library.clock() - start) * 1e9)
             counts = {
@@ -409,7 +411,7 @@ class Ollama:
     def openai_chat(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/chat/completions"""
         draw = self.machine.draws.next()
-        data = self._read(request)
+        data = _native_ask.known(self._read(request), _native_ask.OPENAI_CHAT)
         if not data.get("messages"):
             raise Refused(400, "[] is too short - 'messages'")
         return self._openai(connection, request, _ask.chat(data, draw, auto_tools=True), draw, "/v1/chat/completions")
@@ -417,7 +419,7 @@ class Ollama:
     def openai_completions(self, connection: Client, request: Request) -> bytes | None:
         """POST /v1/completions"""
         draw = self.machine.draws.next()
-        data = self._read(request)
+        data = _native_ask.known(self._read(request), _native_ask.OPENAI_COMPLETION)
         ask = _ask.completion(data)
         if data.get("max_tokens") is None:
             ask.max_tokens = None

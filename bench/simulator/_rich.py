@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # Of one request: what n and a list of prompts can make the server hold.
-_MOST_TOKENS = 1 << 20
+MOST_TOKENS = 1 << 20
 _MOST_CHOICES = 4096
 
 
@@ -47,12 +47,12 @@ def rich_answer(
         kitchen.stats.http(route, "POST", 500, received, len(body), 0.0)
         return kitchen.head.reply(500, kitchen.json_type, body)
     choices_ = len(ask.prompts) * ask.n
-    if choices_ > _MOST_CHOICES or (choices_ > 1 and choices_ * room > _MOST_TOKENS):
+    if choices_ > _MOST_CHOICES or (choices_ > 1 and choices_ * room > MOST_TOKENS):
         raise Refused(
-            400, f"more than {_MOST_TOKENS} tokens or {_MOST_CHOICES} answers in all choices together", param="n"
+            400, f"more than {MOST_TOKENS} tokens or {_MOST_CHOICES} answers in all choices together", param="n"
         )
-    if ask.logprobs is not None and not ask.stream and choices_ * room * (ask.logprobs + 1) > _MOST_TOKENS:
-        raise Refused(400, f"more than {_MOST_TOKENS} log probabilities in one answer; stream it", param="logprobs")
+    if ask.logprobs is not None and not ask.stream and choices_ * room * (ask.logprobs + 1) > MOST_TOKENS:
+        raise Refused(400, f"more than {MOST_TOKENS} log probabilities in one answer; stream it", param="logprobs")
     choices = []
     for at, prompt in enumerate(ask.prompts):
         for copy in range(ask.n):

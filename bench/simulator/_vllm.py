@@ -295,7 +295,7 @@ class Vllm:
         if isinstance(data.get("prompt"), str):
             total = count(data["prompt"])
         elif isinstance(data.get("messages"), list):
-            total = _ask.chat(data, 0, auto_tools=True).prompts[0]
+            total = _ask.chat({"messages": data["messages"]}, 0, auto_tools=True).prompts[0]
         else:
             raise _ask._invalid("missing", "prompt", "Field required", data)
         tokens = [1000 + (i * 7919) % 200000 for i in range(total)]
