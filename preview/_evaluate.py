@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import platformdirs
+
 import stacks
 
 _LIMIT_SECONDS = 120
@@ -21,6 +23,7 @@ _LIMIT_SECONDS = 120
 _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "VIRTUAL_ENV", "SYSTEMROOT", "LD_LIBRARY_PATH")
 _PASSED_PREFIXES = ("PYTHON",)
 DAYS_VARIABLE = "TOLLGATE_DAYS"
+_CHILD = Path(__file__).with_name("_child.py")
 # Files that no program reads.
 _IDLE_FOLDERS = ("docs", "tests", "benchmarks", ".github", ".ci", "local/tools")
 _IDLE_ENDINGS = (".md", ".png", ".txt")
@@ -50,7 +53,8 @@ def evaluate(root: Path, names: Sequence[str], days: Days | None = None) -> dict
     # The checkout's own rooms come first, so that a base commit is evaluated by the code it had.
     env["PYTHONPATH"] = str(root)
     env[DAYS_VARIABLE] = json.dumps({name: list(shares) for name, shares in (days or {}).items()})
-    command = [sys.executable, "-m", "components.evaluate", *names]
+    # -P: that script's own folder is no place to import from.
+    command = [sys.executable, "-P", str(_CHILD), str(_kept()), "components.evaluate", *names]
     try:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
         said, why = done.stdout, (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -65,6 +69,12 @@ def evaluate(root: Path, names: Sequence[str], days: Days | None = None) -> dict
             found[entry.stack] = entry
     missing = {name: Evaluation(stack=name, error=f"the program ended: {why}") for name in names if name not in found}
     return {**found, **missing}
+
+
+def _kept() -> Path:
+    """Where compiled code lies between runs: in the user's cache, beside the tools."""
+    given = os.environ.get("TOLLGATE_CACHE")
+    return (Path(given).expanduser().absolute() if given else platformdirs.user_cache_path("tollgate")) / "preview"
 
 
 def _read(line: str) -> Evaluation | None:
@@ -96,7 +106,11 @@ def evaluate_both(
     here = stacks.stack_names(root)
     if base is None:
         wanted = list(names) or here
-        return evaluate(root, wanted, days(root)), dict.fromkeys(wanted), wanted
+        half = -(-len(wanted) // 2)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            # One side only: a core for each half of it.
+            parts = [pool.submit(evaluate, root, part, days(root)) for part in (wanted[:half], wanted[half:])]
+            return {name: one for part in parts for name, one in part.result().items()}, dict.fromkeys(wanted), wanted
     with ThreadPoolExecutor(max_workers=2) as pool:
         # Before git has made the base: on two cores head and base then take as long as one of them.
         now = pool.submit(evaluate, root, [name for name in names or here if name in here], days(root))

@@ -1,0 +1,85 @@
+"""Runs one module of a checkout in a process of its own, with compiled code kept between runs: `_child.py FOLDER MODULE ARG…`.
+
+A base commit lies in a new folder each time, so that Python would compile all of it each time; some environments keep no
+compiled code at all. Here it is kept by module and found again by the source's contents, wherever that lies: base and head share
+it, and what changes is compiled. Nothing of Tollgate is imported: the checkout's own rooms are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import runpy
+import sys
+import sysconfig
+import types
+from hashlib import blake2b
+from pathlib import Path
+
+_DIGEST_BYTES = 32
+
+
+class _Kept(importlib.machinery.SourceFileLoader):
+    """Compiled code from Python's own place beside the source, else from `folder`, one file per module: it does not grow."""
+
+    folder = Path()
+
+    def get_code(self, fullname: str) -> types.CodeType | None:
+        """Raises SyntaxError as Python would. That nothing can be kept is no error."""
+        path = self.get_filename(fullname)
+        if Path(importlib.util.cache_from_source(path)).exists():
+            return super().get_code(fullname)
+        source = self.get_data(path)
+        digest = blake2b(source, digest_size=_DIGEST_BYTES).digest()
+        kept = self.folder / fullname
+        with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
+            data = kept.read_bytes()
+            if data[:_DIGEST_BYTES] == digest:
+                found = marshal.loads(memoryview(data)[_DIGEST_BYTES:])
+                if isinstance(found, types.CodeType):
+                    return found
+        code = self.source_to_code(source, path)
+        if isinstance(code, types.CodeType):
+            _keep(kept, digest + marshal.dumps(code))
+        return code
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Whole or not at all: base and head write at the same time."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        try:
+            own.write_bytes(data)
+            own.replace(path)
+        finally:
+            own.unlink(missing_ok=True)
+
+
+def install(folder: Path) -> None:
+    """From here on in this process. `folder`: of this Python and its packages alone; made here."""
+    tag = f"{sys.implementation.cache_tag}-{blake2b(sys.prefix.encode(), digest_size=6).hexdigest()}"
+    _Kept.folder = folder / tag
+    with contextlib.suppress(OSError):
+        _Kept.folder.mkdir(parents=True, exist_ok=True)
+    library = sysconfig.get_path("stdlib")
+    finder = importlib.machinery.FileFinder.path_hook(
+        (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
+        (_Kept, importlib.machinery.SOURCE_SUFFIXES),
+    )
+
+    def hook(path: str) -> importlib.machinery.FileFinder:
+        if path.startswith(library) and "site-packages" not in path:
+            raise ImportError("Python keeps its own library's compiled code")
+        return finder(path)  # type: ignore[return-value]
+
+    sys.path_hooks.insert(0, hook)
+    sys.path_importer_cache.clear()
+
+
+if __name__ == "__main__":
+    install(Path(sys.argv[1]))
+    sys.argv[:] = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
