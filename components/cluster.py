@@ -187,7 +187,7 @@ class Cluster(Component):
 
         router = compute.Router(
             f"{name}-router",
-            name=fit(f"{args.name}-{args.region}", 63),
+            name=args.name,
             network=args.gke.network or "default",
             region=args.region,
             project=args.project,
@@ -195,7 +195,7 @@ class Cluster(Component):
         )
         compute.RouterNat(
             f"{name}-nat",
-            name=fit(f"{args.name}-{args.region}", 63),
+            name=args.name,
             router=router.name,
             region=args.region,
             project=args.project,

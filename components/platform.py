@@ -78,7 +78,8 @@ class Platform(Component):
                     plan=_part(self.plan, fleet, stack.fleet),
                     release_digest=self.release_digest,
                     root=args.root,
-                    suffix=f"-{fleet.regions[0]}" if len(regions) > 1 else "",
+                    # Also where there is one region only: a second one must not rename, and so replace, the first.
+                    suffix=f"-{fleet.regions[0]}" if stack.target == "gke" else "",
                     first=fleet is regions[0],
                     candidate=candidate,
                     secrets=args.enforce,

@@ -33,7 +33,7 @@ _MACHINE_SECONDS = 1200
 
 @dataclass(frozen=True, kw_only=True)
 class SiteArgs:
-    """`stack`: with the fleet of this region alone. `suffix`: of every name, empty where there is one region.
+    """`stack`: with the fleet of this region alone. `suffix`: of every name, empty off GKE.
 
     `first`: of the stack's regions; what they share is made there. `candidate`: the release beside the stack's own, loaded.
     `secrets`: whether the stack's secrets are there to be read.
@@ -116,12 +116,11 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
 
 
 def _cluster_args(stack: stacks.Stack, region: str, suffix: str) -> ClusterArgs:
-    name = stack.cluster if stack.target != "gke" or stack.gke.adopt else fit(stack.cluster + suffix, CLUSTER_NAME)
-    if stack.gke.adopt:
-        name = stack.cluster + suffix
+    made = stack.target == "gke" and not stack.gke.adopt
+    name = fit(stack.cluster + suffix, CLUSTER_NAME) if made else stack.cluster
     return ClusterArgs(
         target=stack.target,
-        name=name,
+        name=stack.gke.names.get(region, name),
         region=region,
         project=stack.project,
         gke=stack.gke,

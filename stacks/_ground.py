@@ -34,13 +34,15 @@ class Maintenance(Model):
 class Gke(Model):
     """The GKE clusters of a stack, one per region.
 
-    `adopt`: use existing clusters of these names instead of making them. `network`, `subnetwork`: where; Google's default
-    network if absent. `pods_range`, `services_range`: names of secondary ranges; absent: GKE makes some.
+    `adopt`: use existing clusters instead of making them. `names`: by region, where a cluster is not to be called
+    `<tollgate:cluster>-<region>` (`<tollgate:cluster>`, if the one of one region is adopted). `network`, `subnetwork`: where;
+    Google's default network if absent. `pods_range`, `services_range`: names of secondary ranges; absent: GKE makes some.
     `private_endpoint`: no public API address at all. `authorized_networks`: CIDRs that may reach the API. `nat`: make a Cloud
     NAT, without which private nodes reach no registry but Google's.
     """
 
     adopt: bool = False
+    names: dict[Name, Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]] = Field(default_factory=dict)
     network: str | None = None
     subnetwork: str | None = None
     pods_range: Name | None = None
@@ -67,6 +69,8 @@ class Gke(Model):
             raise ValueError("name both pods_range and services_range, or neither")
         if self.pods_range and not self.subnetwork:
             raise ValueError("secondary ranges belong to a subnetwork: name it too")
+        if not self.adopt and len(set(self.names.values())) < len(self.names):
+            raise ValueError("names gives two clusters one name; what belongs to them in the project would be one, too")
         return self
 
 

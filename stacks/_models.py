@@ -188,8 +188,8 @@ class Promotion(Model):
 class Stack(Model):
     """One environment: `stacks/Pulumi.<name>.yaml`, its release loaded.
 
-    `cluster`: the embedded cluster, the kubeconfig's context, or the GKE cluster (with `-<region>` where there are more
-    regions than one), by target. `has`: what an existing cluster offers beside Kubernetes itself.
+    `cluster`: the embedded cluster, the kubeconfig's context, or the GKE clusters without their `-<region>`, by target; see
+    `Gke.names` for others. `has`: what an existing cluster offers beside Kubernetes itself.
     """
 
     name: Name
@@ -225,6 +225,12 @@ class Stack(Model):
             self.dns.weights_of(self.fleet.regions)
         if self.target != "gke" and len(self.fleet.regions) > 1:
             raise ValueError(f"fleet.regions names {len(self.fleet.regions)}; target {self.target} is one cluster")
+        elsewhere = sorted(set(self.gke.names) - set(self.fleet.regions))
+        if elsewhere:
+            raise ValueError(f"gke.names has {elsewhere[0]}, which is none of the fleet's regions")
+        unnamed = [region for region in self.fleet.regions if region not in self.gke.names]
+        if self.gke.adopt and len(self.fleet.regions) > 1 and unnamed:
+            raise ValueError(f"gke.adopt over several regions: name the existing cluster of {unnamed[0]} in gke.names")
         if self.target == "gke" and not self.project:
             raise ValueError("target gke needs tollgate:project, the Google Cloud project")
         return self

@@ -17,6 +17,7 @@ import pulumi_kubernetes as k8s
 from values import UpstreamChart
 
 from .._base import Component
+from .._chart import chart_at
 from ..cluster import Cluster, Inherited
 
 ENGINE_NAME = "engine"
@@ -26,8 +27,8 @@ ENGINE_NAME = "engine"
 class EngineArgs:
     """`chart`: folder of ours, or an upstream one. `values`: rendered for this stack. `wait_seconds`: until all are ready.
 
-    `root`: the program's folder, if the chart lies in it. `service`: the name of the Helm release and of the Service; a
-    second release of the stack has another.
+    `root`: the program's folder; None for other people's programs. `service`: the name of the Helm release and of the
+    Service; a second release of the stack has another.
     """
 
     namespace: pulumi.Input[str]
@@ -69,8 +70,7 @@ class EngineService(Component):
             name,
             name=args.service,
             namespace=args.namespace,
-            # Relative to the program where possible, so that the state is the same in every checkout.
-            chart=args.chart.name if isinstance(args.chart, UpstreamChart) else _relative(args.chart, args.root),
+            chart=args.chart.name if isinstance(args.chart, UpstreamChart) else chart_at(args.chart, args.root),
             version=args.chart.version if isinstance(args.chart, UpstreamChart) else None,
             repository_opts={"repo": args.chart.repository} if isinstance(args.chart, UpstreamChart) else None,
             values=dict(args.values),
@@ -84,7 +84,3 @@ class EngineService(Component):
 
     # What the upstream chart appends to the release's name for its Service.
     upstream_service: ClassVar[str] = ""
-
-
-def _relative(chart: Path, root: Path | None) -> str:
-    return f"./{chart.relative_to(root)}" if root is not None and chart.is_relative_to(root) else str(chart)

@@ -1,8 +1,9 @@
 """A Pulumi provider that accepts everything and writes down what it is asked: the real engine's view of a program, offline.
 
 Run as `python recording_plugin.py <engine address>` by an executable named pulumi-resource-<name>. Each line of the file named
-by $RECORDED is one operation as JSON: {"op", "type", "name", "inputs"}. Outputs of made resources are their inputs and an id;
-in previews what a provider computes is unknown, as it is with the official ones.
+by $RECORDED is one operation as JSON: {"op", "type", "name", "inputs"}. Outputs of made resources are their inputs, an id and
+what the official provider would compute; in previews that is unknown, as it is with the official ones. A change of what names
+or places a resource replaces it.
 """
 
 from __future__ import annotations
@@ -21,19 +22,24 @@ from google.protobuf import empty_pb2, json_format
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
-# What the program reads of resources before they exist, and what functions answer.
-_COMPUTED = {
-    "gcp:container/cluster:Cluster": ("endpoint", "masterAuth"),
-    "gcp:compute/address:Address": ("address",),
-    "gcp:compute/healthCheck:HealthCheck": ("selfLink",),
-    "gcp:serviceaccount/account:Account": ("email", "member"),
-    "kubernetes:batch/v1:Job": ("status",),
+# What the program reads of resources, by type.
+_AUTH = {"clusterCaCertificate": "Y2E=", "clientCertificate": "", "clientKey": ""}
+_COMPUTED: dict[str, dict[str, Any]] = {
+    "gcp:container/cluster:Cluster": {"endpoint": "203.0.113.1", "masterAuth": _AUTH},
+    "gcp:compute/address:Address": {"address": "203.0.113.9"},
+    "gcp:compute/healthCheck:HealthCheck": {"selfLink": "https://compute/check"},
+    "gcp:serviceaccount/account:Account": {
+        "email": "nodes@my-project.iam",
+        "member": "serviceAccount:nodes@my-project.iam",
+    },
+    "kubernetes:batch/v1:Job": {"status": {"succeeded": 1}},
 }
+_FIXED = ("accountId", "cluster", "location", "member", "name", "namespace", "project", "region", "role")
 _ANSWERS: dict[str, dict[str, Any]] = {
     "gcp:organizations/getProject:getProject": {"number": "1234567890", "id": "project", "projectId": "my-project"},
     "gcp:container/getCluster:getCluster": {
         "endpoint": "203.0.113.1",
-        "masterAuths": [{"clusterCaCertificate": "Y2E=", "clientCertificate": "", "clientKey": ""}],
+        "masterAuths": [_AUTH],
         "id": "adopted",
     },
 }
@@ -68,7 +74,19 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news)
 
     def Diff(self, request: Any, context: Any) -> Any:
-        return provider_pb2.DiffResponse(changes=provider_pb2.DiffResponse.DIFF_NONE)
+        old, new = json_format.MessageToDict(request.old_inputs), json_format.MessageToDict(request.news)
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        # Kubernetes has names and namespaces one level deeper.
+        before, after = old.get("metadata", {}), new.get("metadata", {})
+        moved = [f"metadata.{key}" for key in ("name", "namespace") if before.get(key) != after.get(key)]
+        return provider_pb2.DiffResponse(
+            changes=provider_pb2.DiffResponse.DIFF_SOME if changed else provider_pb2.DiffResponse.DIFF_NONE,
+            diffs=changed,
+            replaces=[key for key in changed if key in _FIXED] + moved,
+        )
+
+    def Update(self, request: Any, context: Any) -> Any:
+        return provider_pb2.UpdateResponse(properties=request.news)
 
     def Create(self, request: Any, context: Any) -> Any:
         kind = request.urn.split("::")[2].split("$")[-1]
@@ -77,8 +95,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         record(op="create", type=kind, name=name, preview=request.preview, inputs=inputs)
         response = provider_pb2.CreateResponse(id="" if request.preview else f"{name}-id")
         response.properties.CopyFrom(request.properties)
-        for key in _COMPUTED.get(kind, ()):
-            response.properties[key] = UNKNOWN
+        computed = _COMPUTED.get(kind, {})
+        response.properties.update(dict.fromkeys(computed, UNKNOWN) if request.preview else computed)
         return response
 
     def Read(self, request: Any, context: Any) -> Any:

@@ -41,7 +41,7 @@ def staging(**fleet: Any) -> stacks.Stack:
 
 
 def pool_of(stack: stacks.Stack) -> Made:
-    return made(stack).one("NodePool", "gpu-pool")
+    return made(stack).one("NodePool", "gpu-pool-us-central1")
 
 
 def gpu_of(pool: Made) -> dict[str, Any]:
@@ -104,11 +104,26 @@ def test_an_existing_cluster_is_adopted_and_nothing_of_it_is_made() -> None:
     stack = stack_of("staging", benchmark=None, gke={"adopt": True})
     recording = made(stack)
     assert not [one for one in recording.of("Cluster") if one.type.startswith("gcp:")]
-    assert [one.name for one in recording.of("NodePool")] == ["gpu-pool"]
+    assert [one.name for one in recording.of("NodePool")] == ["gpu-pool-us-central1"]
     assert not recording.of("Router")
     config = json.loads(recording.one("kubernetes").inputs["kubeconfig"])
     assert config["clusters"][0]["cluster"]["server"] == "https://203.0.113.2"
     assert recording.one("NodePool").inputs["cluster"] == "llm-staging"
+
+
+def test_existing_clusters_of_several_regions_are_adopted_by_name() -> None:
+    gke = {"adopt": True, "names": {"us-central1": "ours", "us-west1": "ours"}}
+    recording = made(stack_of("prod", gke=gke))
+    assert {one.name: one.inputs["cluster"] for one in recording.of("NodePool")} == {
+        "gpu-pool-us-central1": "ours",
+        "gpu-pool-us-west1": "ours",
+    }
+    assert not [one for one in recording.of("Cluster") if one.type.startswith("gcp:")]
+
+
+def test_a_cluster_may_keep_a_name_of_its_own() -> None:
+    clusters = made(stack_of("prod", gke={"names": {"us-central1": "old"}})).of("Cluster")
+    assert {one.inputs["name"] for one in clusters if one.type.startswith("gcp:")} == {"old", "llm-prod-us-west1"}
 
 
 def test_nodes_have_an_account_that_cannot_edit_the_project() -> None:
@@ -171,8 +186,8 @@ def test_a_slice_is_a_property_of_the_pool_and_asked_for_as_gke_does() -> None:
     stack = staging(machine_type="a2-ultragpu-1g", nodes={"min": 1, "max": 1})
     release = stacks.load_release("gemma-3-4b-vllm-mig", HERE)
     recording = made(stack.model_copy(update={"release": release}))
-    assert gpu_of(recording.one("NodePool", "gpu-pool"))["gpuPartitionSize"] == "1g.10gb"
-    given = recording.one("Release", "engine").inputs["values"]
+    assert gpu_of(recording.one("NodePool", "gpu-pool-us-central1"))["gpuPartitionSize"] == "1g.10gb"
+    given = recording.one("Release", "engine-us-central1").inputs["values"]
     assert given["gpu"] == {"resource": "nvidia.com/gpu", "count": 1}
     assert given["nodeSelector"]["cloud.google.com/gke-gpu-partition-size"] == "1g.10gb"
     # Seven to a card.
@@ -183,11 +198,11 @@ def test_with_nvidias_operator_a_slice_is_a_resource_of_its_own() -> None:
     stack = staging(machine_type="a2-ultragpu-1g", nodes={"min": 1, "max": 1}, mig="operator")
     release = stacks.load_release("gemma-3-4b-vllm-mig", HERE)
     recording = made(stack.model_copy(update={"release": release}))
-    pool = recording.one("NodePool", "gpu-pool")
+    pool = recording.one("NodePool", "gpu-pool-us-central1")
     assert "gpuPartitionSize" not in gpu_of(pool)
     assert gpu_of(pool)["gpuDriverInstallationConfig"] == {"gpuDriverVersion": "INSTALLATION_DISABLED"}
     assert pool.inputs["nodeConfig"]["labels"]["nvidia.com/mig.config"] == "all-1g.10gb"
-    given = recording.one("Release", "engine").inputs["values"]
+    given = recording.one("Release", "engine-us-central1").inputs["values"]
     assert given["gpu"] == {"resource": "nvidia.com/mig-1g.10gb", "count": 1}
     assert given["nodeSelector"] == {}
 
@@ -202,7 +217,8 @@ def test_gpus_are_shared_by_turns_or_side_by_side(strategy: str, word: str) -> N
 
 def test_spot_comes_first_on_demand_after_it_and_spot_again() -> None:
     recording = made(stack_of("dev", benchmark=None))
-    spot, other = recording.one("NodePool", "gpu-pool"), recording.one("NodePool", "gpu-pool-on-demand")
+    spot = recording.one("NodePool", "gpu-pool-us-central1")
+    other = recording.one("NodePool", "gpu-pool-us-central1-on-demand")
     assert (spot.inputs["nodeConfig"]["spot"], other.inputs["nodeConfig"]["spot"]) == (True, False)
     assert spot.inputs["autoscaling"]["locationPolicy"] == "ANY"
     # Nothing is paid on demand as long as there is spot.
@@ -212,7 +228,7 @@ def test_spot_comes_first_on_demand_after_it_and_spot_again() -> None:
     assert order["activeMigration"] == {"optimizeRulePriority": True}
     for pool in (spot, other):
         assert pool.inputs["nodeConfig"]["labels"]["cloud.google.com/compute-class"] == "dev"
-    given = recording.one("Release", "engine").inputs["values"]
+    given = recording.one("Release", "engine-us-central1").inputs["values"]
     assert given["fleetSelector"]["cloud.google.com/compute-class"] == "dev"
     assert {
         "key": "cloud.google.com/compute-class",
@@ -223,7 +239,7 @@ def test_spot_comes_first_on_demand_after_it_and_spot_again() -> None:
 
 
 def test_a_reservation_is_used_by_name_in_its_zone_from_wherever_it_has_room() -> None:
-    pool = made(stack_of("llama-70b")).one("NodePool", "gpu-pool")
+    pool = made(stack_of("llama-70b")).one("NodePool", "gpu-pool-us-central1")
     assert pool.inputs["nodeConfig"]["reservationAffinity"] == {
         "consumeReservationType": "SPECIFIC_RESERVATION",
         "key": "compute.googleapis.com/reservation-name",
@@ -234,7 +250,9 @@ def test_a_reservation_is_used_by_name_in_its_zone_from_wherever_it_has_room() -
 
 
 def test_nodes_of_one_replica_stand_close_together() -> None:
-    assert made(stack_of("grok-1")).one("NodePool", "gpu-pool").inputs["placementPolicy"] == {"type": "COMPACT"}
+    assert made(stack_of("grok-1")).one("NodePool", "gpu-pool-us-central1").inputs["placementPolicy"] == {
+        "type": "COMPACT"
+    }
 
 
 def test_upgrades_are_surge_or_blue_green() -> None:
@@ -285,7 +303,7 @@ def test_names_fit_into_googles_limits_and_stay_different() -> None:
         update={"name": "a-stack-with-a-name-that-is-longer-than-gke-likes-them", "cluster": "c" * 40}
     )
     recording = made(stack)
-    assert len(recording.one("NodePool", "gpu-pool").inputs["name"]) <= 40
+    assert len(recording.one("NodePool", "gpu-pool-us-central1").inputs["name"]) <= 40
     assert len(recording.one("Account").inputs["accountId"]) <= 30
 
 
@@ -352,9 +370,9 @@ def test_names_are_answered_by_place() -> None:
 
 def test_operators_are_pinned_and_only_those_that_are_needed() -> None:
     few = {one.name: one.inputs["version"] for one in made(staging()).of("Release") if "monitoring" in one.name}
-    assert few == {"monitoring-keda": "2.21.0", "monitoring-prometheus": "79.5.0"}
+    assert few == {"monitoring-us-central1-keda": "2.21.0", "monitoring-us-central1-prometheus": "79.5.0"}
     many = {one.name for one in made(stack_of("grok-1")).of("Release")}
-    assert {"monitoring-lws", "monitoring-kueue"} <= many
+    assert {"monitoring-us-central1-lws", "monitoring-us-central1-kueue"} <= many
 
 
 def test_kueue_gets_a_queue_that_leads_to_the_whole_pool() -> None:
@@ -366,7 +384,8 @@ def test_kueue_gets_a_queue_that_leads_to_the_whole_pool() -> None:
     # Two machines of eight.
     assert quotas["nvidia.com/gpu"] == "16"
     assert recording.one("ResourceFlavor").inputs["spec"]["nodeLabels"] == {"tollgate.dev/pool": "grok-1"}
-    assert {"queue-localqueue", "monitoring-kueue"} <= set(recording.one("Release", "engine").depends_on)
+    needed = recording.one("Release", "engine-us-central1").depends_on
+    assert {"queue-us-central1-localqueue", "monitoring-us-central1-kueue"} <= set(needed)
 
 
 def test_a_preview_with_unknown_values_does_not_crash() -> None:

@@ -5,6 +5,8 @@ After a change that is meant: `GOLDEN=write pytest tests/components/test_preview
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 from pathlib import Path
@@ -90,6 +92,30 @@ def test_production_is_previewed_whole_before_any_cluster_exists(engine: Engine)
     assert {entry["preview"] for entry in asked} == {True}
     # Clusters that do not exist yet cannot be asked: the engine then takes a resource's inputs for its outputs.
     assert {entry["type"].split(":")[0] for entry in asked} == {"gcp"}
+
+
+def test_a_second_region_comes_beside_the_first_and_replaces_nothing_of_it(engine: Engine) -> None:
+    engine.run("stack", "init", "prod")
+    engine.run("config", "set", "--secret", "secrets:apiKey", "sk-of-the-test", "-s", "prod")
+    path = engine.root / "stacks" / "Pulumi.prod.yaml"
+    two = yaml.safe_load(path.read_text())
+    one = copy.deepcopy(two)
+    fleet, dns = one["config"]["tollgate:fleet"], one["config"]["tollgate:dns"]
+    fleet["regions"], fleet["nodes"] = ["us-central1"], {"min": 2, "max": 6}
+    dns["weights"] = {"us-central1": 1}
+    del dns["shift"]
+    path.write_text(yaml.safe_dump(one))
+    engine.run("up", "-s", "prod", "--yes", "--skip-preview")
+    path.write_text(yaml.safe_dump(two))
+    steps = json.loads(engine.run("preview", "-s", "prod", "--json", "--show-sames").stdout)["steps"]
+    assert {step["op"] for step in steps} == {"same", "update", "create"}
+    created = {step["urn"].rpartition("::")[2] for step in steps if step["op"] == "create"}
+    assert created
+    assert all("us-west1" in name for name in created)
+    kept = {step["urn"].rpartition("::")[2] for step in steps if step["op"] == "same"}
+    assert {"cluster-us-central1", "gpu-pool-us-central1", "address-us-central1", "engine-us-central1"} <= kept
+    updated = {step["urn"].rpartition("::")[2] for step in steps if step["op"] == "update"}
+    assert "dns-record" in updated
 
 
 def test_the_key_of_the_service_is_in_no_preview_and_no_plugin_gets_it_in_the_clear(engine: Engine) -> None:

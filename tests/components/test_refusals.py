@@ -83,7 +83,9 @@ CASES: dict[str, tuple[stacks.Stack, str, str]] = {
         "the one zone of the reservation mine",
     ),
     "an autoscaled engine without a metric of its queue": (
-        with_release(with_fleet("staging", nodes={"min": 1, "max": 4}), "gemma-3-4b-ollama-8"),
+        with_release(
+            with_fleet("staging", nodes={"min": 1, "max": 4}).model_copy(update={"gateway": None}), "gemma-3-4b-ollama-8"
+        ),
         "tollgate:fleet.nodes",
         "min equal to max",
     ),
@@ -227,6 +229,11 @@ GROUND: dict[str, tuple[type[Any], dict[str, Any], str]] = {
         {"pods_range": "pods", "services_range": "services"},
         "belong to a subnetwork",
     ),
+    "two clusters of one name": (
+        stacks.Gke,
+        {"names": {"us-west1": "a", "us-east1": "a"}},
+        "gives two clusters one name",
+    ),
     "a bucket without a name": (stacks.Cache, {"kind": "gcs"}, "name of a bucket"),
     "a bucket for a claim": (stacks.Cache, {"kind": "pvc", "bucket": "models"}, "is for cache gcs"),
     "a claim that cannot be filled": (stacks.Cache, {"kind": "pvc", "access_mode": "ReadOnlyMany"}, "set preload to"),
@@ -279,6 +286,13 @@ def test_dns_asks_for_a_gateway_with_an_address_and_regions_that_exist() -> None
         given("prod", gateway={"kind": "proxy"})
     with pytest.raises(ValueError, match="none of the fleet's regions"):
         given("prod", dns={"zone": "z", "name": "a.example.com", "weights": {"us-east4": 1}})
+
+
+def test_clusters_are_named_for_regions_that_the_fleet_has_and_adopted_ones_for_each() -> None:
+    with pytest.raises(ValueError, match="us-east4, which is none of the fleet's regions"):
+        given("prod", gke={"names": {"us-east4": "there"}})
+    with pytest.raises(ValueError, match=r"name the existing cluster of us-west1 in gke\.names"):
+        given("prod", gke={"adopt": True, "names": {"us-central1": "here"}})
 
 
 def test_an_engine_that_nobody_wrote_is_answered_with_those_that_exist() -> None:

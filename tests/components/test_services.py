@@ -41,13 +41,13 @@ def made(stack: stacks.Stack, *, enforce: bool = False, **options: Any) -> Recor
 def test_every_engine_is_the_same_component_with_other_values(release: str, kind: str) -> None:
     recording = made(given("staging", release, benchmark=None))
     service = recording.one(kind)
-    helm = recording.one("Release", "engine")
-    assert helm.parent == service.name == "engine"
+    helm = recording.one("Release", "engine-us-central1")
+    assert helm.parent == service.name == "engine-us-central1"
     assert helm.inputs["chart"] == "./charts/engine"
     assert helm.inputs["values"]["engine"] == service.inputs["serves"]
     assert helm.inputs["values"]["replicas"] == 4
     assert helm.inputs["atomic"] is True
-    assert recording.outputs["engine"]["url"] == "http://engine.staging.svc:80"
+    assert recording.outputs["engine-us-central1"]["url"] == "http://engine.staging.svc:80"
 
 
 def test_engines_are_found_by_themselves() -> None:
@@ -91,7 +91,7 @@ def test_an_existing_cluster_needs_nothing_of_google_and_its_own_labels_place_th
 def test_an_upstream_chart_is_one_setting_and_pinned() -> None:
     stack = given("staging", "qwen3-8b-vllm", benchmark=None, gateway=None, serving={})
     upstream = stack.model_copy(update={"release": stack.release.model_copy(update={"chart": "upstream"})})
-    helm = made(upstream).one("Release", "engine").inputs
+    helm = made(upstream).one("Release", "engine-us-central1").inputs
     assert helm["chart"] == "vllm-stack"
     assert helm["version"] == "0.1.12"
     assert helm["repositoryOpts"] == {"repo": "https://vllm-project.github.io/production-stack"}
@@ -117,7 +117,7 @@ def test_keys_are_secrets_of_the_stack_and_stay_secret() -> None:
 def test_an_existing_secret_is_named_and_not_made() -> None:
     recording = made(given("llama-70b"))
     assert not recording.of("Secret")
-    assert recording.one("Release", "engine").inputs["values"]["secret"]["name"] == "hugging-face"
+    assert recording.one("Release", "engine-us-central1").inputs["values"]["secret"]["name"] == "hugging-face"
 
 
 def test_a_missing_key_is_named_with_the_command_that_sets_it(tmp_path: Path) -> None:
@@ -198,12 +198,12 @@ def test_a_candidate_gets_its_share_of_replicas_and_of_requests() -> None:
         gateway={"candidate": {"release": "qwen3-8b-sglang", "percent": 25}},
     )
     recording = made(stack)
-    engines = {one.name: one.inputs for one in recording.of("Release") if one.name in ("engine", "candidate")}
+    engines = {one.name.removesuffix("-us-central1"): one.inputs for one in recording.of("Release")}
     assert engines["engine"]["values"]["replicas"] == 3
     assert engines["candidate"]["values"]["replicas"] == 1
     assert engines["candidate"]["name"] == "engine-candidate"
-    assert recording.one("SglangService").name == "candidate"
-    config = recording.one("ConfigMap", "gateway-config").inputs["data"]["haproxy.cfg"]
+    assert recording.one("SglangService").name == "candidate-us-central1"
+    config = recording.one("ConfigMap", "gateway-us-central1-config").inputs["data"]["haproxy.cfg"]
     assert "use_backend engine-candidate if { rand(10000) lt 2500 } has_engine-candidate" in config
     # The gate is asked about both.
     assert len(recording.of("PromotionCheck")) == 2
@@ -242,7 +242,7 @@ def test_the_gateway_drains_checks_and_survives_a_node() -> None:
 
 def test_the_proxy_balances_by_open_requests_and_takes_out_after_three_failed_checks() -> None:
     recording = made(given("staging", benchmark=None))
-    config = recording.one("ConfigMap", "gateway-config").inputs["data"]["haproxy.cfg"]
+    config = recording.one("ConfigMap", "gateway-us-central1-config").inputs["data"]["haproxy.cfg"]
     assert "balance leastconn" in config
     assert "fall 3" in config
     assert "option httpchk GET /health" in config
@@ -276,7 +276,7 @@ def test_the_inference_extension_weighs_two_pools_in_one_route() -> None:
         ("engine-pool", 9000),
         ("engine-candidate-pool", 1000),
     ]
-    pool = recording.one("Release", "gateway-engine-pool").inputs
+    pool = recording.one("Release", "gateway-us-central1-engine-pool").inputs
     assert pool["values"]["inferencePool"]["targetPorts"] == [{"number": 8000}]
     gke = next(one for one in recording.of("Cluster") if one.type.startswith("gcp:"))
     assert gke.inputs["gatewayApiConfig"] == {"channel": "CHANNEL_STANDARD"}
