@@ -13,6 +13,7 @@ from typing import Protocol
 
 import stacks
 
+from ._envelope import MAX_BYTES
 from ._errors import EvidenceBroken
 
 VARIABLE = "TOLLGATE_EVIDENCE"
@@ -58,6 +59,11 @@ class Folder:
         try:
             if (self.path / name).is_symlink():
                 raise EvidenceBroken(f"evidence {name}: is a link; evidence lies in the store itself")
+            if not (self.path / name).is_file():
+                # A pipe would be waited for for ever.
+                raise EvidenceBroken(f"evidence {name}: cannot be read (no file)")
+            if (size := (self.path / name).stat().st_size) > MAX_BYTES:
+                raise EvidenceBroken(f"evidence {name}: larger than any evidence ({size} bytes)")
             return (self.path / name).read_bytes()
         except OSError as error:
             raise EvidenceBroken(f"evidence {name}: cannot be read ({error.strerror})") from None

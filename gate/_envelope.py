@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-_MAX_BYTES = 16_000_000
+MAX_BYTES = 16_000_000
 
 
 def seal(statement: Mapping[str, Any], signer: Signer) -> bytes:
@@ -45,7 +45,7 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
     """
     from cryptography.exceptions import InvalidSignature
 
-    if len(data) > _MAX_BYTES:
+    if len(data) > MAX_BYTES:
         raise EvidenceBroken(f"{where}: larger than any evidence ({len(data)} bytes)")
     try:
         envelope = json.loads(data, parse_constant=_no_constant)

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 import stacks
@@ -17,7 +16,6 @@ from ._changes import Change, cents, money, plain, signed
 from ._model import ZERO, Item, Level, Model, total
 
 PATH = Path("stacks") / "preview.yaml"
-_MAX_BYTES = 1_000_000
 _Amount = Annotated[Decimal, Field(ge=0, lt=Decimal("1e9"))]
 _Globs = Annotated[tuple[str, ...], Field(min_length=1)]
 Verdict = Literal["fail", "warn"]
@@ -119,9 +117,7 @@ def load_limits(root: Path) -> Limits:
     if not path.is_file():
         return Limits()
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes are too many")
-        return Limits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return Limits.model_validate(stacks.read_mapping(path, root, empty=True))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise stacks.InputError(
@@ -129,10 +125,6 @@ def load_limits(root: Path) -> Limits:
             got=repr(first["input"])[:200],
             allowed=first["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
             fix="see docs/preview.md",
-        ) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise stacks.InputError(
-            where=str(PATH), got=" ".join(str(error).split())[:200], allowed="a YAML file", fix="correct it"
         ) from None
 
 

@@ -43,6 +43,7 @@ from ._models import (
     Traffic,
 )
 from ._scaling import Autoscaling, Query
+from ._yaml import read_mapping
 
 __all__ = [
     "BUCKET_SCHEMES",
@@ -90,6 +91,7 @@ __all__ = [
     "load_stack",
     "obstore",
     "project_root",
+    "read_mapping",
     "release_names",
     "stack_names",
     "stack_path",

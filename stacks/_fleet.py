@@ -155,7 +155,7 @@ class Fleet(Model):
                 f"nodes.max ({self.nodes.max}) is less than one node for each of {len(self.regions)} regions"
             )
         for zone in self.zones:
-            if not _ZONE.match(zone) or zone.rpartition("-")[0] not in self.regions:
+            if not _ZONE.fullmatch(zone) or zone.rpartition("-")[0] not in self.regions:
                 names = ", ".join(self.regions)
                 raise ValueError(f"zone {zone} is in none of the regions {names}; name them as {self.regions[0]}-a")
         bare = [region for region in self.regions if self.zones and not self.zones_in(region)]

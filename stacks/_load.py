@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ._base import Model
 from ._errors import InputError
 from ._models import Pipeline, Release, Stack
+from ._yaml import read_mapping, repeatable
 
 _PREFIX = "tollgate:"
-_MAX_BYTES = 1_000_000
 _M = TypeVar("_M", bound=Model)
 
 
@@ -56,14 +56,23 @@ def load_release(name: str, root: Path | None = None) -> Release:
             allowed=", ".join(release_names(root)) or "none exists yet",
             fix=f"name one of these, or write stacks/releases/{name}.yaml",
         )
-    return _parse(Release, {"name": name, **_mapping(path, root)}, path, root)
+    given = read_mapping(path, root)
+    if "name" in given:
+        # The name in evidence and approvals is the file's: another one would be a disguise.
+        raise InputError(
+            where=f"{_shown(path, root)}, name",
+            got=repr(given["name"])[:80],
+            allowed="no name",
+            fix="remove it: it is the file's",
+        )
+    return _parse(Release, {"name": name, **given}, path, root)
 
 
 def load_stack(name: str, root: Path | None = None) -> Stack:
     """Read `stacks/Pulumi.<name>.yaml` and the release it names. Raises InputError naming file, line and key."""
     root = root or project_root()
     path = stack_path(name, root)
-    config = _mapping(path, root).get("config", {})
+    config = read_mapping(path, root).get("config", {})
     if not isinstance(config, dict):
         raise InputError(
             where=f"{_shown(path, root)}, config",
@@ -88,7 +97,7 @@ def load_pipeline(root: Path | None = None) -> Pipeline:
     """Read `stacks/pipeline.yaml`. Raises InputError naming file, line and key."""
     root = root or project_root()
     path = root / "stacks" / "pipeline.yaml"
-    pipeline = _parse(Pipeline, _mapping(path, root), path, root)
+    pipeline = _parse(Pipeline, read_mapping(path, root), path, root)
     known = stack_names(root)
     for stage in pipeline.stages:
         if stage.stack not in known:
@@ -119,34 +128,6 @@ def _shown(path: Path, root: Path) -> str:
     return str(path.relative_to(root))
 
 
-def _mapping(path: Path, root: Path) -> dict[str, Any]:
-    """One YAML file as a mapping; aliases are refused, so that no small file can grow into a large document."""
-    where = _shown(path, root)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(
-                where=where, got=f"{path.stat().st_size} bytes", allowed=f"{_MAX_BYTES} bytes", fix="shorten it"
-            )
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise InputError(where=where, got="a YAML alias", allowed="plain YAML", fix="write the value out")
-        loaded = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            where=where, got=str(error), allowed="a readable UTF-8 file", fix="create or repair it"
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = str(getattr(error, "problem", None) or error)
-        raise InputError(where=where + line, got=problem, allowed="valid YAML", fix="correct the syntax") from error
-    if not isinstance(loaded, dict):
-        raise InputError(
-            where=where, got=type(loaded).__name__, allowed="a mapping of keys to values", fix="see the README"
-        )
-    return loaded
-
-
 def _parse(model: type[_M], given: dict[str, Any], path: Path, root: Path, prefix: str = "") -> _M:
     try:
         return model.model_validate(given)
@@ -160,7 +141,7 @@ def _explain(error: ValidationError, model: type[Model], path: Path, root: Path,
     keys = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-", "literal["))]
     key = prefix + ".".join(keys) if keys else "the whole file"
     line = _line_of(path, keys, prefix)
-    got = "nothing" if first["type"] == "missing" else repr(first["input"])
+    got = "nothing" if first["type"] == "missing" else repeatable(keys, first["input"])
     allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     fix = f"set {key}" if first["type"] == "missing" else f"correct {key}"
     if first["type"] == "extra_forbidden":
@@ -172,8 +153,6 @@ def _explain(error: ValidationError, model: type[Model], path: Path, root: Path,
         allowed, fix = (f"one of {names}" if names else "only known keys"), f"remove or rename {key}"
     if others:
         fix += f" ({len(others)} more finding{'s' if len(others) > 1 else ''} after it)"
-    if len(got) > 200:
-        got = got[:200] + "…"
     return InputError(where=f"{_shown(path, root)}{line}, {key}", got=got, allowed=allowed, fix=fix)
 
 

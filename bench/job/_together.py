@@ -27,6 +27,7 @@ from ._config import JobConfig
 PROGRESS, RESULT = "@progress ", "@result "
 _PROGRESS_SECONDS = 0.5
 _PIECE = 8_000
+_MOST_BYTES = 256_000_000
 
 
 def index() -> int:
@@ -141,7 +142,12 @@ class Pieces:
         if not self._count or len(self._pieces) < self._count:
             return None
         try:
-            text = zlib.decompress(base64.b64decode("".join(self._pieces[n] for n in sorted(self._pieces)))).decode()
+            packed = base64.b64decode("".join(self._pieces[n] for n in sorted(self._pieces)))
+            # A log is whatever the pod wrote: a little of it must not become all of the memory.
+            opened = zlib.decompressobj()
+            text = opened.decompress(packed, _MOST_BYTES).decode()
+            if not opened.eof:
+                raise ValueError(f"cut short, or more than {_MOST_BYTES} bytes")
         except (ValueError, zlib.error) as error:
             raise stacks.TollgateError(f"the result came damaged through the log: {error}") from error
         if f"{zlib.crc32(text.encode()):08x}" != self._sum:

@@ -71,9 +71,17 @@ class Target:
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or parts.query or parts.fragment:
             raise stacks.InputError(
                 where="url",
-                got=self.url,
+                got=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
                 allowed="http(s)://host[:port][/prefix]",
                 fix="give the address of the service",
+            )
+        if "@" in parts.netloc:
+            # An address stands in results, reports and evidence.
+            raise stacks.InputError(
+                where="url",
+                got="an address with a user or a password in it",
+                allowed="http(s)://host[:port][/prefix]",
+                fix="give credentials as a header, or in $TOLLGATE_API_KEY",
             )
         for name, value in (*self.headers, ("api key", self.api_key)):
             if any(c in name + value for c in "\r\n\0"):

@@ -141,16 +141,21 @@ def csv(results: Sequence[Result]) -> str:
     plain = ("seconds", "warmup_seconds", "sent", "ok", "failed", "cut", "valid", "invalid_because")
     text = io.StringIO()
     sheet = _csv.writer(text, lineterminator="\n")
-    sheet.writerow(["stack", "url", "release", "run", "started", *plain, *metrics])
+    sheet.writerow(["stack", "url", "release", "run", "started", *plain, *map(_inert, metrics)])
     for result in results:
         for number, run in enumerate(result.runs, 1):
             known = [str(getattr(run, name)) for name in plain]
             values = [repr(run.metrics[name]) if name in run.metrics else "" for name in metrics]
             where = [result.stack, result.url, result.release, str(number), run.started.isoformat()]
-            # A spreadsheet takes a cell that begins like this for a formula; what is in it comes from outside.
-            sheet.writerow([f"'{cell}" if cell[:1] in "=+@" else cell for cell in (*where, *known, *values)])
+            sheet.writerow([*map(_inert, (*where, *known)), *values])
     return text.getvalue()
 
 
+def _inert(cell: str) -> str:
+    """A spreadsheet takes a cell that begins like this for a formula, and what is in it comes from outside."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text inside a table of a Markdown document, where HTML would be taken for what it says."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

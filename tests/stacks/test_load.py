@@ -77,7 +77,7 @@ def test_broken_yaml_is_named_with_its_line(project: Path) -> None:
     edit(project, "Pulumi.local-dev.yaml", "tollgate:target: local", "tollgate:target: [local")
     error = refused(project)
     assert "line " in error.where
-    assert error.allowed == "valid YAML"
+    assert error.allowed == "plain YAML, each key once"
 
 
 def test_a_release_that_does_not_exist_is_answered_with_those_that_do(project: Path) -> None:
