@@ -73,7 +73,7 @@ class Release(Model):
     @field_validator("image")
     @classmethod
     def _image(cls, value: str) -> str:
-        if not _IMAGE.match(value):
+        if not _IMAGE.fullmatch(value):
             raise ValueError("must be repository[:tag][@sha256:…]")
         return value
 
