@@ -35,7 +35,8 @@ _IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 class BenchmarkJobArgs:
     """`environment`: what the evidence must match later (accelerator, machine type, region, replicas…), plain values.
 
-    `against`: a service of the same cluster to be measured in turns with this one, in the words of `bench.job`.
+    `against`: a service of the same cluster to be measured in turns with this one, in the words of `bench.job`; what that
+    stack has deployed must be the release that this says.
 
     `measure`: of the digest of all that defines the measurement, what is left to measure. `record`: takes the result as
     JSON and what it was measured for, writes the evidence, gives (verdict, evidence id); called only outside previews.
@@ -140,7 +141,10 @@ class BenchmarkJob(Component):
             metadata={
                 "name": job_name,
                 "namespace": args.namespace,
-                "annotations": {"pulumi.com/timeoutSeconds": str(_longest(args.benchmark))},
+                "annotations": {
+                    "pulumi.com/timeoutSeconds": str(_longest(args.benchmark)),
+                    **({"tollgate.dev/against": self._beside(args.against)} if args.against is not None else {}),
+                },
             },
             spec=_job_spec(job_name, args.benchmark, measuring.known),
             # A Job that has measured stays as it is when there is nothing to measure any more.
@@ -154,7 +158,7 @@ class BenchmarkJob(Component):
             f"{name}-result-{trigger}", where, opts=self._child(provider=cluster.provider, depends_on=[job])
         )
         outcome = pulumi.Output.all(result.data, result.binary_data).apply(
-            lambda found: self._judge(found, measuring, args.record)
+            lambda found: self._judge(found, measuring, args.measure, args.record)
         )
         self.verdict = outcome.apply(lambda pair: pair[0])
         self.evidence = outcome.apply(lambda pair: pair[1])
@@ -179,19 +183,41 @@ class BenchmarkJob(Component):
             opts=self._child(provider=cluster.provider, depends_on=[role, account]),
         )
 
+    def _beside(self, against: Mapping[str, Any]) -> pulumi.Output[str]:
+        """The digest of what the stack beside has deployed, which has to be what its file says."""
+        other, wanted = against["stack"], against["release"]
+
+        def same(found: Any) -> str:
+            if found != wanted:
+                # Promoted and not deployed yet: the evidence would name one release as baseline and have measured another.
+                runs = f"runs release {str(found)[:19]}…, its file says {wanted[:19]}…" if found else "is not deployed"
+                raise pulumi.RunError(
+                    f"nothing can be measured against {other}: it {runs}\n  fix: pulumi up -s {other}"
+                )
+            return str(found)
+
+        name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{other}"
+        deployed: pulumi.Output[Any] = pulumi.StackReference(name, opts=self._child()).get_output("digest")
+        return deployed.apply(same)
+
     def _judge(
-        self, found: list[Any], measuring: gate.Measuring, record: Callable[[str, gate.Measuring], tuple[str, str]]
+        self,
+        found: list[Any],
+        measuring: gate.Measuring,
+        measure: Callable[[str], gate.Measuring],
+        record: Callable[[str, gate.Measuring], tuple[str, str]],
     ) -> tuple[str, str]:
         if measuring.known is not None:
             return measuring.verdict, measuring.known
         if pulumi.runtime.is_dry_run():
             return ("recorded by an earlier up", "")
         verdict, evidence = record(result_text(*found), measuring)
-        if verdict != "pass":
-            more = "; the next up adds runs, as the pipeline's looks allow" if verdict == "inconclusive" else ""
-            pulumi.log.warn(
-                f"the benchmark's verdict is {verdict}: tollgate evidence show {evidence[7:19]}{more}", self
-            )
+        where = f"tollgate evidence show {evidence[7:19]}"
+        if measure(measuring.benchmark).known is None:
+            open_for = "a stage that takes releases from here cannot tell yet" if verdict == "pass" else "open"
+            pulumi.log.warn(f"the benchmark's verdict is {verdict}, {open_for}: {where}; the next up adds runs", self)
+        elif verdict != "pass":
+            pulumi.log.warn(f"the benchmark's verdict is {verdict}: {where}", self)
         return verdict, evidence
 
 

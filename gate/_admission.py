@@ -257,6 +257,34 @@ def admit(
     return combine([*fixed, *lines], criteria.confidence, objective.runs)
 
 
+def measured_lines(
+    goal: stacks.Stack, stage: stacks.Stage, entry: Entry, stores: Stores, now: datetime
+) -> list[Criterion]:
+    """What the numbers alone say of a release that is to enter `goal` (whose `release` it is already).
+
+    Promise, scale and comparison; approved ones as such.
+    """
+    import planner
+
+    plan = planner.plan(goal)
+    result, planned = priced(result_of(entry), plan), planned_runs(entry)
+    case = Case(
+        stack=goal,
+        stage=stage,
+        release=entry.release,
+        entry=entry,
+        result=result,
+        measured=stores.measured,
+        own=stores.own,
+    )
+    lines = [
+        *judge(goal.objectives, stage.criteria, result, planned_runs=planned).criteria,
+        scale(goal, stage.criteria, result, plan),
+        *_regressions(case, baseline_of(goal, stores.own, entry.release)),
+    ]
+    return overridden(lines, approvals_for(stores.own, goal.name, entry.release), now)
+
+
 def _promoted(stack: stacks.Stack, promotion: Entry | None, criteria: stacks.Criteria) -> list[Criterion]:
     if promotion is None:
         why = "the record in the stack's file has no signed statement behind it: it was written or edited by hand"

@@ -11,6 +11,7 @@ from typing import Any
 import stacks
 from bench.results import Result
 
+from ._admission import measured_lines, read_stores
 from ._evidence import Measuring, result_of, surroundings, without_histograms, writable
 from ._judge import Verdict, judge
 from ._keys import load_keys
@@ -23,14 +24,15 @@ from ._store import Entry, open_store
 def to_measure(stack: stacks.Stack, benchmark: str, root: Path, now: datetime) -> Measuring:
     """What a benchmark with that digest has to do now: nothing where valid evidence is there, more where it is inconclusive.
 
-    Evidence is valid for as long as every stage that takes releases from this stack takes it. Inconclusive evidence gets more
-    runs as long as the looks of the pipeline last; each look adds as many runs as the first one had, so that their number is
-    known beforehand, as the division of the permitted error among them needs it. Runs that were unusable are not added to:
-    they would keep the verdict open for ever; the measurement begins anew, and costs a look all the same.
+    Evidence is valid for as long as every stage that takes releases from this stack takes it. It gets more runs where its own
+    verdict is inconclusive, or where such a stage could not tell yet (above all whether the release is slower than the one
+    that it runs), as long as the looks of the pipeline last; each look adds as many runs as the first one had, so that their
+    number is known beforehand, as the division of the permitted error among them needs it. Runs that were unusable are not
+    added to: they would keep the verdict open for ever; the measurement begins anew, and costs a look all the same.
     """
     pipeline = stacks.load_pipeline(root)
-    criteria = pipeline.home(stack.name)
-    ages = [stage.criteria.max_evidence_age_hours for stage in pipeline.consumers(stack.name)]
+    criteria, consumers = pipeline.home(stack.name), pipeline.consumers(stack.name)
+    ages = [stage.criteria.max_evidence_age_hours for stage in consumers]
     since = now - timedelta(hours=min(ages, default=criteria.max_evidence_age_hours))
     entries = [
         entry
@@ -46,11 +48,35 @@ def to_measure(stack: stacks.Stack, benchmark: str, root: Path, now: datetime) -
         return again
     outcomes = [_verdict(stack, criteria, entry) for entry in valid]
     used = sum(outcome.outcome != "pass" for outcome in outcomes)
-    if outcomes[-1].outcome == "inconclusive" and used < criteria.looks:
+    wanted = outcomes[-1].outcome == "inconclusive" and used < criteria.looks
+    if outcomes[-1].outcome == "pass":
+        wanted = any(_cannot_tell(stack, stage, valid, root, now) for stage in consumers)
+    if wanted:
         usable = outcomes[-1].criteria[0].measured == len(last.facts["result"]["runs"])
         return replace(again, earlier=(*last.facts["earlier"], last.digest) if usable else ())
     known = replace(again, attempt=again.attempt - 1, earlier=tuple(last.facts["earlier"]))
     return replace(known, known=last.digest, verdict=outcomes[-1].outcome)
+
+
+def _cannot_tell(stack: stacks.Stack, stage: stacks.Stage, entries: Sequence[Entry], root: Path, now: datetime) -> bool:
+    """Whether more runs may settle what these leave open for that stage: nothing fails, something lies within the noise."""
+    try:
+        goal = stacks.load_stack(stage.stack, root).model_copy(update={"release": stack.release})
+        stores = read_stores(goal, stage, root)
+        judged = [measured_lines(goal, stage, entry, stores, now) for entry in entries]
+    except stacks.TollgateError:
+        # A stage that cannot be asked now (its store is another's, its file is broken) says so when something is to enter it.
+        return False
+    used = sum(any(line.outcome not in ("pass", "approved") for line in lines) for lines in judged)
+    failed = any(line.outcome == "fail" for line in judged[-1])
+    # A line without a bound lacks something that runs do not bring, but for pairs of which the client spoilt too many.
+    in_turns = entries[-1].facts.get("against") is not None
+    noisy = any(
+        line.outcome == "inconclusive"
+        and (line.bound is not None or (in_turns and line.metric.startswith("regression:")))
+        for line in judged[-1]
+    )
+    return noisy and not failed and used < stage.criteria.looks
 
 
 def _verdict(stack: stacks.Stack, criteria: stacks.Criteria, entry: Entry) -> Verdict:
