@@ -1,44 +1,51 @@
-"""Replicas by the length of the queue: a KEDA ScaledObject on what the engine says is waiting.
+"""Replicas by demand: a KEDA ScaledObject on what waits and what runs, checked against the live Prometheus before it counts.
 
-Deliberately not here: scaling to zero. vLLM's own metric does not exist at zero replicas (keda#6040), so waking
-up needs a metric in front of the engine; until there is one, the minimum is one replica.
+Deliberately not here: what is asked and how fast it scales (`autoscaler_policy`), and nodes, which follow the pods.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
+import planner
 import stacks
+import values
 
 from ._base import Component
+from .autoscaler_check import Live, refuse_others, taken_over, verify
+from .autoscaler_policy import Source, Trigger, scaled_object, triggers
 from .cluster import Cluster, Inherited
+from .engines import ENGINE_NAME, EngineService, running_metric, waiting_metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueAutoscalerArgs:
-    """`waiting`: the engine's metric of its queue, or None. `waiting_per_replica`: queued requests that justify one more.
+    """`source`: where the demand can be read. `scaled`: the name of what is scaled; `groups`: it is a LeaderWorkerSet, each
+    of whose replicas spans nodes. `cold_start_seconds`: of one replica by plan.
 
-    `scaled`: the name of what is scaled; `groups`: it is a LeaderWorkerSet, each of whose replicas spans nodes.
-    `cold_start_seconds`: of one replica.
+    `check`: whether the queries are asked of the cluster's Prometheus while it is deployed.
     """
 
-    engine: str
-    waiting: str | None
+    scaling: stacks.Autoscaling
+    source: Source
     namespace: pulumi.Input[str]
     scaled: str
     replicas_min: int
     replicas_max: int
     cold_start_seconds: float
     prometheus_url: str
-    waiting_per_replica: int = 5
     groups: bool = False
+    check: bool = False
 
 
 class QueueAutoscaler(Component):
-    """Attribute: `scaled_object`. Raises InputError for an engine that has no metric of its queue."""
+    """Attribute: `scaled_object`. A query that gives nothing or several series, a second autoscaler of the target, and a KEDA
+    that does not take it over each fail the deployment with the reason.
+    """
 
     scaled_object: k8s.apiextensions.CustomResource
 
@@ -47,52 +54,112 @@ class QueueAutoscaler(Component):
         name: str,
         args: QueueAutoscalerArgs,
         cluster: Cluster | Inherited,
-        engine: pulumi.Resource,
+        engine: EngineService,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        check_queue(args.engine, args.waiting)
-        super().__init__(name, {"min": args.replicas_min, "max": args.replicas_max}, opts)
-        # The query must give exactly one element: several are an error to KEDA, none counts as 0.
-        query = pulumi.Output.concat(f'sum({args.waiting}{{namespace="', args.namespace, '"}) or vector(0)')
+        facts = {"min": args.replicas_min, "max": args.replicas_max, "policy": args.scaling.policy}
+        super().__init__(name, facts, opts)
+        asked = triggers(args.scaling, args.source, replicas_min=args.replicas_min)
         target = {"name": args.scaled}
         if args.groups:
             target |= {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet"}
+        url = args.scaling.prometheus or args.prometheus_url
+        # A preview has no cluster to ask, and a name that is not known there would read as a replacement.
+        live = args.check and not pulumi.runtime.is_dry_run()
         self.scaled_object = k8s.apiextensions.CustomResource(
             name,
             api_version="keda.sh/v1alpha1",
             kind="ScaledObject",
-            metadata={"name": args.scaled, "namespace": args.namespace},
-            spec={
-                "scaleTargetRef": target,
-                "pollingInterval": 5,
-                # Below the cold start KEDA would take the pod away while it loads.
-                "cooldownPeriod": max(300, int(args.cold_start_seconds * 2)),
-                "minReplicaCount": max(1, args.replicas_min),
-                "maxReplicaCount": args.replicas_max,
-                "fallback": {"failureThreshold": 3, "replicas": max(1, args.replicas_min)},
-                "triggers": [
-                    {
-                        "type": "prometheus",
-                        "metadata": {
-                            "serverAddress": args.prometheus_url,
-                            "query": query,
-                            "threshold": str(args.waiting_per_replica),
-                            "activationThreshold": "0",
-                        },
-                    }
-                ],
+            metadata={
+                "name": args.scaled,
+                "namespace": self._checked(args, asked, url, cluster, engine) if live else args.namespace,
             },
+            spec=scaled_object(
+                args.scaling,
+                asked,
+                target=target,
+                replicas_min=args.replicas_min,
+                replicas_max=args.replicas_max,
+                cold_start_seconds=args.cold_start_seconds,
+                prometheus_url=url,
+            ),
             opts=self._child(provider=cluster.provider, depends_on=[engine]),
         )
-        self.register_outputs({})
+        outputs: dict[str, Any] = {}
+        if live:
+            outputs["scaled"] = pulumi.Output.all(self.scaled_object.id, *_access(cluster)).apply(
+                lambda got: _after(args, url, str(got[1]), str(got[2]))
+            )
+        self.register_outputs(outputs)
 
+    def _checked(
+        self,
+        args: QueueAutoscalerArgs,
+        asked: tuple[Trigger, ...],
+        url: str,
+        cluster: Cluster | Inherited,
+        engine: EngineService,
+    ) -> pulumi.Output[str]:
+        """The namespace, once the engine stands and every query has been asked; the ScaledObject waits for it."""
 
-def check_queue(engine: str, waiting: str | None) -> None:
-    """Raises InputError where there is nothing to scale on."""
-    if waiting is None:
-        raise stacks.InputError(
-            where="tollgate:fleet.nodes",
-            got=f"min below max with engine {engine}",
-            allowed="min equal to max: this engine publishes no metric of its queue",
-            fix="set nodes.min to nodes.max, or serve the model with vllm",
+        def check(got: list[Any]) -> str:
+            namespace, _, kubeconfig, context = got
+            live = Live(url, kubeconfig=kubeconfig, context=context)
+            refuse_others(live.get, namespace, args.scaled)
+            verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
+            return str(namespace)
+
+        checked: pulumi.Output[str] = pulumi.Output.all(args.namespace, engine.release.status, *_access(cluster)).apply(
+            check
         )
+        return checked
+
+
+def _after(args: QueueAutoscalerArgs, url: str, kubeconfig: str, context: str) -> str:
+    taken_over(Live(url, kubeconfig=kubeconfig, context=context).get, args.source.namespace, args.scaled)
+    return args.scaled
+
+
+def _access(cluster: Cluster | Inherited) -> tuple[pulumi.Input[str], pulumi.Input[str]]:
+    """Kubeconfig and context with which kubectl reaches the cluster; empty: those of this process."""
+    return getattr(cluster, "kubeconfig", None) or "", getattr(cluster, "context", None) or ""
+
+
+def source_of(stack: stacks.Stack, plan: planner.Plan, services: tuple[str, ...] = (ENGINE_NAME,)) -> Source:
+    """Where that stack's demand can be read."""
+    asks = values.render(stack, plan).get("resources") or {}
+    cpus = str(asks.get("cpu", "1"))
+    return Source(
+        namespace=stack.namespace,
+        waiting=waiting_metric(stack),
+        running=running_metric(stack),
+        gateway=stack.gateway is not None and stack.gateway.kind == "proxy",
+        services=services,
+        slots=plan.slots,
+        cpus=float(cpus[:-1]) / 1000 if cpus.endswith("m") else float(cpus),
+    )
+
+
+def bounds(scaling: stacks.Autoscaling, plan: planner.Plan, others: int = 0) -> tuple[int, int]:
+    """Least and most replicas: what the stack asks for, within what its nodes carry beside `others`."""
+    most = min(plan.replicas_max - others, scaling.replicas_max or plan.replicas_max)
+    least = max(1, plan.replicas_min) if scaling.replicas_min is None else scaling.replicas_min
+    return min(least, most), most
+
+
+def autoscaler_of(stack: stacks.Stack, plan: planner.Plan, prometheus_url: str, **given: Any) -> QueueAutoscalerArgs:
+    """The arguments of a stack's autoscaler; `given`: `namespace` where it is an output, `check`, `others`, `services`."""
+    times = planner.timing(stack.release)
+    least, most = bounds(stack.autoscaling, plan, given.pop("others", 0))
+    return QueueAutoscalerArgs(
+        scaling=stack.autoscaling,
+        source=source_of(stack, plan, given.pop("services", (ENGINE_NAME,))),
+        namespace=given.pop("namespace", stack.namespace),
+        scaled=ENGINE_NAME,
+        replicas_min=least,
+        replicas_max=most,
+        cold_start_seconds=times.load_seconds + times.start_seconds,
+        prometheus_url=prometheus_url,
+        groups=plan.nodes_per_replica > 1,
+        **given,
+    )

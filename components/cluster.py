@@ -48,23 +48,28 @@ class Inherited:
 
 class Cluster(Component):
     """Attributes: `provider`, which everything inside the cluster uses; `name`, an Output on GKE; `node_account`, the Google
-    service account of its nodes (GKE that this stack made); `ready`, what has to exist before anything runs there."""
+    service account of its nodes (GKE that this stack made); `ready`, what has to exist before anything runs there;
+    `kubeconfig` (GKE) and `context` (an existing cluster), with which kubectl reaches it, None where its own will do."""
 
     provider: k8s.Provider
     name: pulumi.Input[str]
     node_account: pulumi.Output[str] | None
     ready: tuple[pulumi.Resource, ...]
+    kubeconfig: pulumi.Output[str] | None
+    context: str | None
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, {"target": args.target, "cluster": args.name, "region": args.region}, opts)
         self.name = args.name
         self.gke: Any = None
         self.node_account, self.ready = None, ()
+        self.kubeconfig, self.context = None, args.name if args.target == "kubernetes" else None
         if args.target == "gke":
             parts = self._adopt(args) if args.gke.adopt else self._make(name, args)
             config: pulumi.Output[str] = parts.apply(_kubeconfig)
             # The SDK types `secret` for plain values only; an Output stays one.
             secret: pulumi.Output[str] = pulumi.Output.secret(config)
+            self.kubeconfig = secret
             self.provider = k8s.Provider(name, kubeconfig=secret, enable_server_side_apply=True, opts=self._child())
         elif args.target == "kubernetes":
             self.provider = k8s.Provider(name, context=args.name, enable_server_side_apply=True, opts=self._child())

@@ -14,9 +14,9 @@ import stacks
 import values
 
 from ._base import Component
-from .autoscaler import QueueAutoscaler, QueueAutoscalerArgs
+from .autoscaler import QueueAutoscaler, autoscaler_of
 from .cluster import Inherited
-from .engines import ENGINE_NAME, EngineArgs, service_for, waiting_metric
+from .engines import EngineArgs, service_for
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import PROMETHEUS
 from .preflight import refuse
@@ -70,20 +70,9 @@ class LlmService(Component):
             opts=self._child(),
         )
         if stack.fleet.nodes.min < stack.fleet.nodes.max:
-            times = planner.timing(stack.release)
             QueueAutoscaler(
                 f"{name}-autoscaler",
-                QueueAutoscalerArgs(
-                    engine=stack.release.engine,
-                    waiting=waiting_metric(stack),
-                    namespace=stack.namespace,
-                    scaled=ENGINE_NAME,
-                    replicas_min=plan.replicas_min,
-                    replicas_max=plan.replicas_max,
-                    cold_start_seconds=times.load_seconds + times.start_seconds,
-                    prometheus_url=args.get("prometheus_url") or PROMETHEUS["kubernetes"],
-                    groups=plan.nodes_per_replica > 1,
-                ),
+                autoscaler_of(stack, plan, args.get("prometheus_url") or PROMETHEUS["kubernetes"]),
                 Inherited(),
                 engine,
                 opts=self._child(),

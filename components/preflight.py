@@ -12,9 +12,10 @@ import planner
 import stacks
 import values
 
-from .autoscaler import check_queue
+from .autoscaler import source_of
+from .autoscaler_policy import check_source, cooldown_seconds
 from .cluster import CLUSTER_NAME
-from .engines import service_for, waiting_metric
+from .engines import service_for
 
 # What a stack installs on a GKE cluster, and what the embedded cluster starts by itself.
 _INSTALLED = {"gke": {"keda", "prometheus", "lws", "kueue", "gateway-api"}, "local": {"keda", "prometheus"}}
@@ -26,7 +27,9 @@ def refuse(stack: stacks.Stack) -> None:
     planner.check(stack.release, stack.fleet, stack.traffic.prefix)
     service_for(stack.release.engine, simulate=stack.serving.simulate)
     if stack.fleet.nodes.min < stack.fleet.nodes.max:
-        check_queue(stack.release.engine, waiting_metric(stack))
+        times = planner.timing(stack.release)
+        check_source(stack.release.engine, source_of(stack, planner.plan(stack)))
+        cooldown_seconds(stack.autoscaling, times.load_seconds + times.start_seconds)
     _ground(stack)
     _offers(stack)
     _needs(stack)

@@ -16,9 +16,9 @@ import stacks
 import values
 
 from ._base import fit
-from .autoscaler import QueueAutoscaler, QueueAutoscalerArgs
+from .autoscaler import QueueAutoscaler, autoscaler_of
 from .cluster import CLUSTER_NAME, Cluster, ClusterArgs
-from .engines import ENGINE_NAME, SERVICES, EngineArgs, EngineService, service_for, waiting_metric
+from .engines import ENGINE_NAME, SERVICES, EngineArgs, EngineService, service_for
 from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
@@ -353,22 +353,19 @@ def _autoscaler(
     monitoring: Monitoring,
     child: Callable[..., pulumi.ResourceOptions],
 ) -> None:
-    release, plan = args.stack.release, args.plan
+    plan = args.plan
     shared = args.stack.gateway.candidate if args.stack.gateway is not None and args.candidate is not None else None
     others = candidate_replicas(plan.replicas_max, shared.percent) if shared is not None else 0
-    times = planner.timing(release)
     QueueAutoscaler(
         f"autoscaler{args.suffix}",
-        QueueAutoscalerArgs(
-            engine=release.engine,
-            waiting=waiting_metric(args.stack),
+        autoscaler_of(
+            args.stack,
+            plan,
+            monitoring.prometheus_url,
             namespace=namespace.metadata["name"],
-            scaled=ENGINE_NAME,
-            replicas_min=plan.replicas_min,
-            replicas_max=plan.replicas_max - others,
-            cold_start_seconds=times.load_seconds + times.start_seconds,
-            prometheus_url=monitoring.prometheus_url,
-            groups=values.nodes_per_replica(release) > 1,
+            others=others,
+            services=(ENGINE_NAME, CANDIDATE_NAME) if others else (ENGINE_NAME,),
+            check=args.secrets,
         ),
         cluster,
         engine,

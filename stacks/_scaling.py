@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ._base import Model, Name, Positive
+from ._base import Model, Positive
 
 # A policy of these is one ScaledObject; docs/autoscaling.md compares them on one trace.
 Policy = Literal["queue-and-slots", "queue", "cpu", "simulator"]
@@ -59,7 +59,8 @@ class Autoscaling(Model):
         cooldown, cold = self.cooldown_seconds, self.cold_start_seconds
         if cooldown is not None and cold is not None and cooldown < cold:
             raise ValueError(
-                f"cooldown_seconds ({cooldown}) is below the cold start of {cold:g} s: a replica would be taken away while it loads"
+                f"cooldown_seconds ({cooldown}) is below the cold start of {cold:g} s: "
+                "a replica would be taken away while it loads"
             )
         names = [query.name for query in self.queries]
         if len(set(names)) < len(names):

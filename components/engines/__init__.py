@@ -36,4 +36,18 @@ def waiting_metric(stack: stacks.Stack) -> str | None:
     return SERVICES["simulator" if speaks_openai else stack.release.engine].waiting
 
 
-__all__ = ["ENGINE_NAME", "SERVICES", "EngineArgs", "EngineService", "service_for", "waiting_metric"]
+def running_metric(stack: stacks.Stack) -> str | None:
+    """The metric of the requests that are decoded now, as the pods of that stack publish it; None where they have none."""
+    speaks_openai = stack.serving.simulate and stack.release.engine != "ollama"
+    return SERVICES["simulator" if speaks_openai else stack.release.engine].running
+
+
+__all__ = [
+    "ENGINE_NAME",
+    "SERVICES",
+    "EngineArgs",
+    "EngineService",
+    "running_metric",
+    "service_for",
+    "waiting_metric",
+]

@@ -43,13 +43,14 @@ class EngineArgs:
 class EngineService(Component):
     """Attributes: `release`, the Helm release; `url`, where the Service answers inside the cluster.
 
-    A service's class states: `engine`, its name in releases; `waiting`, the metric of requests that wait (None: it has
-    none); `memory_share`, what it takes of a GPU's memory at its start (None: what it needs); `health`, a path that answers
-    200 without an API key once the model is loaded.
+    A service's class states: `engine`, its name in releases; `waiting` and `running`, the metrics of requests that wait and
+    that are decoded (None: it has none); `memory_share`, what it takes of a GPU's memory at its start (None: what it
+    needs); `health`, a path that answers 200 without an API key once the model is loaded.
     """
 
     engine: ClassVar[str]
     waiting: ClassVar[str | None] = None
+    running: ClassVar[str | None] = None
     memory_share: ClassVar[float | None] = None
     health: ClassVar[str] = "/health"
 

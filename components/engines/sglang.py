@@ -8,4 +8,5 @@ class SglangService(EngineService):
 
     engine = "sglang"
     waiting = "sglang:num_queue_reqs"
+    running = "sglang:num_running_reqs"
     memory_share = 0.88

@@ -8,3 +8,4 @@ class SimulatorService(EngineService):
 
     engine = "simulator"
     waiting = "vllm:num_requests_waiting"
+    running = "vllm:num_requests_running"

@@ -8,5 +8,6 @@ class VllmService(EngineService):
 
     engine = "vllm"
     waiting = "vllm:num_requests_waiting"
+    running = "vllm:num_requests_running"
     memory_share = 0.92
     upstream_service = "engine-engine-service"

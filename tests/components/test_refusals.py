@@ -84,7 +84,8 @@ CASES: dict[str, tuple[stacks.Stack, str, str]] = {
     ),
     "an autoscaled engine without a metric of its queue": (
         with_release(
-            with_fleet("staging", nodes={"min": 1, "max": 4}).model_copy(update={"gateway": None}), "gemma-3-4b-ollama-8"
+            with_fleet("staging", nodes={"min": 1, "max": 4}).model_copy(update={"gateway": None}),
+            "gemma-3-4b-ollama-8",
         ),
         "tollgate:fleet.nodes",
         "min equal to max",

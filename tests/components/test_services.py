@@ -163,7 +163,7 @@ def test_replicas_belong_to_the_autoscaler_where_there_is_one() -> None:
     scaled = recording.one("ScaledObject", "autoscaler-us-west1").inputs["spec"]
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (2, 6)
     query = scaled["triggers"][0]["metadata"]["query"]
-    assert query == 'sum(vllm:num_requests_waiting{namespace="prod"}) or vector(0)'
+    assert query == 'sum(vllm:num_requests_waiting{namespace="prod"})'
     assert scaled["cooldownPeriod"] >= 300
 
 
