@@ -1,9 +1,15 @@
-"""Every manifest that any stack installs, as the real API server sees it: server-side dry run, real pod security admission."""
+"""Every manifest that any stack installs, as the real API server sees it: server-side dry run, real pod security admission.
+
+Of resources that others define, the definitions of LeaderWorkerSet and PodGroup are there where those programs have been built;
+with the files of others in the folder named by TOLLGATE_UPSTREAM_CRDS, those are held against them, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +28,7 @@ from tests.components.recording import record
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 HERE = Path(__file__).resolve().parents[2]
 Kubectl = Callable[..., str]
-# Kinds whose own definitions are not in any Go module that is built here: only their place and their metadata are checked.
+# Kinds whose own definitions may not be there: then only their place and their metadata are checked.
 _LOOSE = {
     "podmonitors.monitoring.coreos.com": ("v1", "PodMonitor", "Namespaced"),
     "rayclusters.ray.io": ("v1", "RayCluster", "Namespaced"),
@@ -61,14 +67,27 @@ def loose(name: str, version: str, kind: str, scope: str) -> dict[str, Any]:
     }
 
 
+def real() -> dict[str, dict[str, Any]]:
+    """The definitions that are there, by name."""
+    folders = [Path(os.environ["TOLLGATE_UPSTREAM_CRDS"])] if "TOLLGATE_UPSTREAM_CRDS" in os.environ else []
+    for name in ("lws-crds", "coscheduling-crds"):
+        with contextlib.suppress(stacks.TollgateError):
+            folders.append(tools.data(name))
+    documents = [yaml.safe_load(path.read_text()) for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    for document in documents:
+        # Who converts between versions is not running here.
+        document["spec"].pop("conversion", None)
+    return {document["metadata"]["name"]: document for document in documents}
+
+
 @pytest.fixture(scope="module")
 def api(kubectl: Kubectl) -> Iterator[Kubectl]:
     """The cluster with the definitions of what stacks use, and a namespace of each level of pod security."""
     known = kubectl("get", "crd", "-o", "name")
-    wanted = []
+    given, wanted = real(), []
     for name, (version, kind, scope) in _LOOSE.items():
         if name not in known:
-            wanted.append(loose(name, version, kind, scope))
+            wanted.append(given.get(name) or loose(name, version, kind, scope))
     kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump_all(wanted))
     for one in wanted:
         kubectl("wait", "--for=condition=Established", f"crd/{one['metadata']['name']}", "--timeout=30s")
