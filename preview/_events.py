@@ -1,14 +1,17 @@
 """What would be replaced or deleted, and by which field: from two evaluations, or from what Pulumi itself says.
 
-Two evaluations show what changes, not what a provider makes of it. The tables below say which changes make another resource of
-it: Google's by the `ForceNew` of its provider (machine type, disk type and disk size of a pool are updated in place since
-terraform-provider-google 5.10, its accelerators are not), Kubernetes' by what its API server refuses to change.
+Two evaluations show what changes, not what a provider makes of it. `replacements.json` says which changes make another resource,
+as the providers' own sources do (docs/preview_replacements.py derives it): an entry is that very field or block, and with `.*`
+all that is below it, too.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from ._model import Model
@@ -16,34 +19,7 @@ from ._model import Model
 Resource = Mapping[str, Any]
 NODE_POOL = "gcp:container/nodePool:NodePool"
 
-_BY_FIELD: dict[str, tuple[str, ...]] = {
-    NODE_POOL: (
-        "name", "namePrefix", "location", "project", "cluster", "initialNodeCount", "maxPodsPerNode", "placementPolicy",
-        "networkConfig.podRange", "nodeConfig.guestAccelerators", "nodeConfig.spot", "nodeConfig.preemptible",
-        "nodeConfig.serviceAccount", "nodeConfig.oauthScopes", "nodeConfig.secondaryBootDisks", "nodeConfig.localSsdCount",
-        "nodeConfig.ephemeralStorageLocalSsdConfig", "nodeConfig.reservationAffinity", "nodeConfig.minCpuPlatform",
-        "nodeConfig.shieldedInstanceConfig", "nodeConfig.metadata",
-    ),
-    "gcp:container/cluster:Cluster": (
-        "name", "location", "project", "network", "subnetwork", "networkingMode", "datapathProvider", "initialNodeCount",
-        "nodeConfig", "ipAllocationPolicy", "privateClusterConfig.enablePrivateNodes", "enableAutopilot",
-    ),
-    "gcp:compute/address:Address": ("name", "region", "project", "address", "addressType", "network", "networkTier"),
-    "gcp:compute/router:Router": ("name", "region", "project", "network"),
-    "gcp:compute/routerNat:RouterNat": ("name", "router", "region", "project"),
-    "gcp:compute/healthCheck:HealthCheck": ("name", "project"),
-    "gcp:compute/disk:Disk": ("name", "zone", "type", "image", "snapshot", "project"),
-    "gcp:dns/recordSet:RecordSet": ("name", "type", "managedZone", "project"),
-    "gcp:serviceaccount/account:Account": ("accountId", "project"),
-    "gcp:storage/bucket:Bucket": ("name", "location", "project"),
-    "kubernetes:helm.sh/v3:Release": ("name", "namespace"),
-    "kubernetes:apps/v1:Deployment": ("spec.selector",),
-    "kubernetes:apps/v1:StatefulSet": ("spec.selector", "spec.serviceName", "spec.volumeClaimTemplates"),
-    "kubernetes:core/v1:PersistentVolumeClaim": ("spec.storageClassName", "spec.accessModes", "spec.volumeName"),
-    "kubernetes:batch/v1:Job": ("spec.template", "spec.selector", "spec.completions"),
-    "kubernetes:storage.k8s.io/v1:StorageClass": ("provisioner", "parameters", "reclaimPolicy"),
-}  # fmt: skip
-_EVERY_KUBERNETES = ("apiVersion", "kind", "metadata.name", "metadata.namespace")
+_TABLE = Path(__file__).with_name("replacements.json")
 # They hold what cannot be made again, or everything that runs on them.
 _STATEFUL = (
     "gcp:container/cluster:Cluster",
@@ -106,7 +82,7 @@ def events(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Event
         causes = tuple(
             f"{path}: {_said(was)} → {_said(now)}"
             for path, was, now in differences(one["inputs"], other["inputs"])
-            if replaces(one["type"], path) and not _ignored(path, other.get("ignore") or ())
+            if replaces(one["type"], path, was, now) and not _ignored(path, other.get("ignore") or ())
         )
         if causes:
             found.append(_event("replace", one, causes))
@@ -194,10 +170,38 @@ def _by_key(resources: Iterable[Resource]) -> dict[tuple[str, str, str], Resourc
     return found
 
 
-def replaces(kind: str, path: str) -> bool:
-    """Whether a change of that field makes another resource."""
-    fields = _BY_FIELD.get(kind, ()) + (_EVERY_KUBERNETES if kind.startswith("kubernetes:") else ())
-    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for field in fields)
+@functools.cache
+def _table() -> Mapping[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = json.loads(_TABLE.read_text(encoding="utf-8"))["resources"]
+    return found
+
+
+def replaces(kind: str, path: str, was: Any, now: Any) -> bool:
+    """Whether that change of a field, or of anything in a block that comes or goes, makes another resource."""
+    table = _table()
+    entries = [table.get(kind, {}), table.get("kubernetes:*", {}) if kind.startswith("kubernetes:") else {}]
+    fields = [field for entry in entries for field in entry.get("fields", ())]
+    for below in _paths(re.sub(r"\[\d+\]", "", path), was if now is None else now):
+        if any(
+            below == field or (f"{below}.".startswith(field.removesuffix("*")) and field[-1] == "*") for field in fields
+        ):
+            return True
+    condition = entries[0].get("if", {}).get(path)
+    if condition == "less":
+        return isinstance(was, int | float) and isinstance(now, int | float) and now < was
+    return condition == "off" and was is True and now is not True
+
+
+def _paths(path: str, value: Any) -> Iterator[str]:
+    """The field, and everything in it."""
+    yield path
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _paths(f"{path}.{key}", entry)
+    if isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, Mapping):
+                yield from _paths(path, entry)
 
 
 def _ignored(path: str, patterns: Iterable[str]) -> bool:

@@ -91,3 +91,13 @@ def test_what_a_program_prints_is_not_taken_for_its_answer(project: Path) -> Non
     found = room.evaluate(project, ["local-dev"])["local-dev"]
     assert found.error is None
     assert found.resources
+
+
+@pytest.mark.slow
+def test_the_table_of_replacements_has_every_type_of_google_s_that_our_own_stacks_make() -> None:
+    names = [
+        path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in (HERE / "stacks").glob("Pulumi.*.yaml")
+    ]
+    table = json.loads((HERE / "preview" / "replacements.json").read_text(encoding="utf-8"))["resources"]
+    made = {one["type"] for entry in room.evaluate(HERE, names).values() for one in entry.resources}
+    assert {kind for kind in made if kind.startswith("gcp:")} <= set(table)

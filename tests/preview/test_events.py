@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import preview as room
 from preview._state import parse
 
@@ -99,3 +101,51 @@ def test_what_pulumi_says_is_read_as_before_after_and_why() -> None:
     assert (delete.op, delete.name, delete.stateful) == ("delete", "a", True)
     assert replace.fields == ("nodeConfig.spot: false → true",)
     assert room.stated_counts(found.steps) == {"updated": 1, "deleted": 1}
+
+
+def test_a_block_replaces_where_it_comes_or_goes_and_not_for_all_that_is_in_it() -> None:
+    def cluster(**config: Any) -> dict[str, Any]:
+        return one("gcp:container/cluster:Cluster", "c", nodeConfig={"spot": False, **config})
+
+    # Labels of a cluster's nodes are updated in place, and so is a maintenance window: spot machines are not.
+    assert room.events([cluster()], [cluster(labels={"a": "b"})]) == ()
+    (event,) = room.events([cluster()], [cluster(spot=True)])
+    assert event.fields == ("nodeConfig.spot: false → true",)
+    pool = {"networkConfig": {"podRange": "pods"}}
+    assert [event.op for event in room.events([one(POOL, "p")], [one(POOL, "p", **pool)])] == ["replace"]
+    quiet = {"networkConfig": {"enablePrivateNodes": True}}
+    assert room.events([one(POOL, "p")], [one(POOL, "p", **quiet)]) == ()
+
+
+def test_a_map_replaces_with_any_of_its_keys() -> None:
+    before = one(POOL, "p", nodeConfig={"metadata": {"a": "1"}, "labels": {"a": "1"}})
+    after = one(POOL, "p", nodeConfig={"metadata": {"a": "2"}, "labels": {"a": "2"}})
+    assert room.events([before], [after])[0].fields == ("nodeConfig.metadata.a: 1 → 2",)
+
+
+def test_a_disk_may_grow_and_not_shrink() -> None:
+    small, large = one("gcp:compute/disk:Disk", "d", size=100.0), one("gcp:compute/disk:Disk", "d", size=200)
+    assert room.events([small], [large]) == ()
+    (event,) = room.events([large], [small])
+    assert (event.op, event.stateful, event.fields) == ("replace", True, ("size: 200 → 100",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "replaced"),
+    [
+        ("apps/v1:Deployment", {"spec": {"selector": {"a": "b"}}}, {"spec": {"selector": {"a": "c"}}}, True),
+        ("apps/v1:Deployment", {"spec": {"replicas": 1}}, {"spec": {"replicas": 2}}, False),
+        ("core/v1:Service", {"spec": {"clusterIP": "None"}}, {"spec": {"clusterIP": "10.0.0.1"}}, True),
+        ("core/v1:Service", {"spec": {"type": "ClusterIP"}}, {"spec": {"type": "LoadBalancer"}}, False),
+        ("core/v1:Secret", {"stringData": {"k": "1"}}, {"stringData": {"k": "2"}}, True),
+        ("rbac.authorization.k8s.io/v1:RoleBinding", {"roleRef": {"name": "a"}}, {"roleRef": {"name": "b"}}, True),
+        ("helm.sh/v3:Release", {"namespace": "a"}, {"namespace": "b"}, True),
+        ("helm.sh/v3:Release", {"values": {"a": 1}}, {"values": {"a": 2}}, False),
+        ("keda.sh/v1alpha1:ScaledObject", {"spec": {"a": 1}}, {"spec": {"a": 2}}, False),
+    ],
+)
+def test_kubernetes_fields_replace_as_its_provider_says(
+    kind: str, before: dict[str, Any], after: dict[str, Any], replaced: bool
+) -> None:
+    found = room.events([one(f"kubernetes:{kind}", "o", **before)], [one(f"kubernetes:{kind}", "o", **after)])
+    assert [event.op for event in found] == (["replace"] if replaced else [])
