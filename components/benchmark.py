@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from .cluster import Cluster
 from .engines import ENGINE_NAME
 
 _IMAGE = "ghcr.io/tollgate/bench:0.1.0"
+_MOST_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ class BenchmarkJob(Component):
                     **({"tollgate.dev/against": self._beside(args.against)} if args.against is not None else {}),
                 },
             },
-            spec=_job_spec(job_name, args.benchmark, measuring.known),
+            spec=_job_spec(job_name, args.benchmark, measuring.known, api_key_variable(stack)),
             # A Job that has measured stays as it is when there is nothing to measure any more.
             opts=self._child(
                 provider=cluster.provider, depends_on=[engine, settings, binding], ignore_changes=["spec"]
@@ -226,7 +228,12 @@ def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None
     if data and "result.json" in data:
         return data["result.json"]
     if binary and "result.json" in binary:
-        return gzip.decompress(base64.b64decode(binary["result.json"])).decode()
+        with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(binary["result.json"]))) as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            # Whoever may write ConfigMaps there could have put a little that becomes all of the memory.
+            raise stacks.TollgateError(f"the benchmark's ConfigMap unpacks to more than {_MOST_BYTES} bytes: no result of ours")
+        return text.decode()
     raise stacks.TollgateError("the benchmark's ConfigMap holds no result.json; delete its Job and run pulumi up again")
 
 
@@ -259,7 +266,17 @@ def _longest(benchmark: stacks.Benchmark) -> int:
     return int(benchmark.runs * benchmark.seconds * 15 * (2 if benchmark.against else 1) + 1500)
 
 
-def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> dict[str, Any]:
+def api_key_variable(stack: stacks.Stack) -> list[dict[str, Any]]:
+    """The engine's API key for the Job's environment, by reference: its value is in the Secret alone."""
+    if not stack.serving.api_key:
+        return []
+    name = stack.serving.secret or values.SECRET
+    return [{"name": "TOLLGATE_API_KEY", "valueFrom": {"secretKeyRef": {"name": name, "key": "api-key"}}}]
+
+
+def _job_spec(
+    job_name: str, benchmark: stacks.Benchmark, known: str | None, environment: list[dict[str, Any]]
+) -> dict[str, Any]:
     arguments = ["job", "--config", "/etc/tollgate/bench.json", *(["--known", known] if known else [])]
     return {
         # A failed measurement is repeated once by hand, not silently: a second try would hide a flapping service.
@@ -281,6 +298,7 @@ def _job_spec(job_name: str, benchmark: stacks.Benchmark, known: str | None) -> 
                         "name": "bench",
                         "image": _IMAGE,
                         "args": arguments,
+                        **({"env": environment} if environment else {}),
                         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                         "resources": {"requests": {"cpu": "1", "memory": "256Mi"}},
                         "volumeMounts": [{"name": "config", "mountPath": "/etc/tollgate", "readOnly": True}],

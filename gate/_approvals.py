@@ -64,6 +64,10 @@ def approve(
         raise _wrong(
             "why", repr(why[:80]), "a sentence of 2 words to 500 characters", "say why, for those who come later"
         )
+    for where, text in (("by", who), ("why", why)):
+        if not text.isprintable():
+            # It is read on terminals and in reports, where a line break or an escape would forge what stands beside it.
+            raise _wrong(where, repr(text[:80]), "one line without control characters", "leave them out")
     if not now < expires <= now + LONGEST:
         raise _wrong("expiry", expires.isoformat(), f"after now and within {LONGEST.days} days", "name an earlier end")
 

@@ -45,6 +45,8 @@ ROWS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("gpu_memory_bytes_max", "GPU memory, most", "B", None),
     ("replicas_max", "Replicas, most", "", None),
     ("nodes_max", "Nodes, most", "", None),
+    ("server_queue_mean_seconds", "Waiting in the engines, per request", "s", False),
+    ("server_prefix_cache_hit_rate", "Prefix cache hits of the engines", "%", True),
     ("cost_per_million_tokens_usd", "Cost per million tokens", "$", False),
 )
 
@@ -132,6 +134,7 @@ def markdown(results: Sequence[Result]) -> str:
         for number, run in enumerate(result.runs, 1):
             if not run.valid:
                 lines += ["", f"{_cell(name)}, run {number} is invalid: {_cell(run.invalid_because)}."]
+            lines += [line for text in run.warnings for line in ("", f"{_cell(name)}, run {number}: {_cell(text)}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -153,7 +156,9 @@ def csv(results: Sequence[Result]) -> str:
 
 def _inert(cell: str) -> str:
     """A spreadsheet takes a cell that begins like this for a formula, and what is in it comes from outside."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    quote = "'" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else ""
+    # A bare carriage return is not quoted by the writer and begins a row for some readers.
+    return quote + cell.replace("\r", " ")
 
 
 def _cell(text: str) -> str:

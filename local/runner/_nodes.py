@@ -115,7 +115,7 @@ def capacity(node: Object) -> dict[str, str]:
     try:
         given = json.loads(text) if text is not None else {}
         found = {str(key): str(value) for key, value in given.items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return dict(_DEFAULT_CAPACITY)
     return {**_DEFAULT_CAPACITY, **{key: value for key, value in found.items() if _QUANTITY.fullmatch(value)}}
 

@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import gate
 import stacks
@@ -35,6 +36,11 @@ def _console() -> Console:
     """Not into 80 columns where nobody has a terminal: what is piped is searched by lines."""
     found = Console()
     return found if found.is_terminal else Console(width=240)
+
+
+def _plain(*cells: str) -> list[Text]:
+    """Cells as they are: what was signed is neither markup nor an escape of the terminal's."""
+    return [Text("".join(char if char.isprintable() else "\ufffd" for char in cell)) for cell in cells]
 
 
 def _entries(stack: str | None) -> list[gate.Entry]:
@@ -65,7 +71,7 @@ def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
     table = Table("#", "evidence", "kind", "stack", "release", "digest", "verdict", "signed", box=None)
     for row in rows:
         shown = [str(row["number"]), row["evidence"][7:19], row["kind"], row["stack"], row["release"]]
-        table.add_row(*shown, row["digest"][7:19], row["verdict"], row["signed_at"])
+        table.add_row(*_plain(*shown, row["digest"][7:19], row["verdict"], row["signed_at"]))
     _console().print(table if rows else "no evidence yet: pulumi up on a stack with a benchmark makes it")
 
 
@@ -93,7 +99,7 @@ def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: _Json 
         return
     table = Table("", one[:19], two[:19], "change", box=None)
     for what, a, b, change in rows:
-        table.add_row(what, _shown(a), _shown(b), change)
+        table.add_row(*_plain(what, _shown(a), _shown(b), change))
     _console().print(table if rows else "no difference")
 
 
@@ -108,7 +114,7 @@ def history(stack: Annotated[str, typer.Argument(help="Whose.")], as_json: _Json
     table = Table("at (UTC)", "", "release", "digest", "what", "key", box=None)
     for event in events:
         when = f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M}"
-        table.add_row(when, event.kind, event.release_name, event.release[7:19], event.what, event.by)
+        table.add_row(*_plain(when, event.kind, event.release_name, event.release[7:19], event.what, event.by))
     _console().print(table if events else f"nothing was signed about {stack} yet")
 
 
