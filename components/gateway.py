@@ -2,8 +2,9 @@
 
 The proxy gives a request to the replica with the fewest open ones (a stream counts until its last token), takes a replica out
 after three failed checks, keeps sessions together by consistent hashing where that is asked for, and splits requests between
-two releases by weight. Deliberately not here: TLS and certificates (terminate before it, or use the cluster's Gateway), and
-rate limits.
+two releases by weight. Where a service may sleep, requests that find nobody are held, not refused: each asks the Service again
+every second, and is served by the first replica that is there. Deliberately not here: TLS and certificates (terminate before
+it, or use the cluster's Gateway), and rate limits.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ class Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayArgs:
-    """`backends`: the release, and maybe its candidate. `address`: a reserved one for an external gateway."""
+    """`backends`: the release, and maybe its candidate. `address`: a reserved one for an external gateway.
+
+    `hold_seconds`: for how long a request waits for the first replica; 0: it is refused. `embedded`: on the embedded cluster,
+    whose names have no DNS. `monitored`: the cluster has Prometheus' operator.
+    """
 
     gateway: stacks.Gateway
     namespace: pulumi.Input[str]
@@ -58,6 +63,9 @@ class GatewayArgs:
     backends: Sequence[Backend]
     drain_seconds: int
     address: pulumi.Input[str] | None = None
+    hold_seconds: int = 0
+    embedded: bool = False
+    monitored: bool = False
 
 
 class InferenceGateway(Component):
@@ -85,7 +93,14 @@ class InferenceGateway(Component):
 
     def _proxy(self, name: str, args: GatewayArgs, cluster: Cluster, depends_on: Sequence[pulumi.Resource]) -> None:
         labels = {"app.kubernetes.io/name": GATEWAY_NAME, "app.kubernetes.io/instance": GATEWAY_NAME}
-        config = haproxy(args.gateway, args.namespace_name, args.backends, args.drain_seconds)
+        config = haproxy(
+            args.gateway,
+            args.namespace_name,
+            args.backends,
+            args.drain_seconds,
+            hold_seconds=args.hold_seconds,
+            embedded=args.embedded,
+        )
         where = {"name": GATEWAY_NAME, "namespace": args.namespace, "labels": labels}
         settings = k8s.core.v1.ConfigMap(
             f"{name}-config", metadata=where, data={"haproxy.cfg": config}, opts=self._child(provider=cluster.provider)
@@ -101,7 +116,11 @@ class InferenceGateway(Component):
                     "metadata": {
                         "labels": labels,
                         # A proxy reads its file once: another file is another pod.
-                        "annotations": {"tollgate.dev/config": hashlib.sha256(config.encode()).hexdigest()[:16]},
+                        "annotations": {
+                            "tollgate.dev/config": hashlib.sha256(config.encode()).hexdigest()[:16],
+                            "prometheus.io/scrape": "true",
+                            "prometheus.io/port": "8404",
+                        },
                     },
                     "spec": _proxy_pod(args, labels),
                 },
@@ -114,6 +133,18 @@ class InferenceGateway(Component):
             spec={"maxUnavailable": 1, "selector": {"matchLabels": labels}},
             opts=self._child(provider=cluster.provider),
         )
+        if args.monitored:
+            k8s.apiextensions.CustomResource(
+                f"{name}-monitor",
+                api_version="monitoring.coreos.com/v1",
+                kind="PodMonitor",
+                metadata=where,
+                spec={
+                    "selector": {"matchLabels": labels},
+                    "podMetricsEndpoints": [{"port": "metrics", "interval": "5s"}],
+                },
+                opts=self._child(provider=cluster.provider),
+            )
         spec: dict[str, Any] = {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}
         if args.gateway.external:
             spec |= {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
@@ -204,11 +235,14 @@ def _proxy_pod(args: GatewayArgs, labels: dict[str, str]) -> dict[str, Any]:
             "runAsGroup": 99,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        # The embedded cluster has no other nodes.
+        **({"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]} if args.embedded else {}),
         "containers": [
             {
                 "name": "haproxy",
                 "image": IMAGE,
                 "args": ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
+                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
                 "ports": [
                     {"name": "http", "containerPort": 8080},
                     {"name": "metrics", "containerPort": 8404},
@@ -233,9 +267,17 @@ def haproxy(
     drain_seconds: int,
     *,
     domain: str = "svc.cluster.local",
+    hold_seconds: int = 0,
+    embedded: bool = False,
 ) -> str:
-    """The proxy's whole configuration. A second backend is given its share of the requests in hundredths of a percent."""
+    """The proxy's whole configuration. A second backend is given its share of the requests in hundredths of a percent.
+
+    `hold_seconds`: requests that find no replica wait so long for one. `embedded`: without DNS; the Services, which the hosts
+    file names, choose the replica, and the proxy has an address of its own to listen on.
+    """
     main, *others = backends
+    here = "${POD_IP}" if embedded else ""
+    hold = "hold" if hold_seconds else main.service
     lines = [
         "global",
         "    log stdout format raw local0 info",
@@ -257,17 +299,15 @@ def haproxy(
         "    timeout client 1h",
         "    timeout server 1h",
         "    timeout queue 60s",
-        "resolvers cluster",
-        "    parse-resolv-conf",
-        "    accepted_payload_size 8192",
-        "    hold valid 2s",
-        "    hold obsolete 10s",
+        *(() if embedded else _RESOLVERS),
         "frontend http",
-        "    bind :8080",
+        f"    bind {here}:8080",
         f"    monitor-uri {HEALTH_PATH}",
         *[f"    acl has_{one.service} nbsrv({one.service}) gt 0" for one in backends],
-        f"    monitor fail unless {' or '.join(f'has_{one.service}' for one in backends)}",
     ]
+    if not hold_seconds:
+        # Who holds requests is well without any replica.
+        lines.append(f"    monitor fail unless {' or '.join(f'has_{one.service}' for one in backends)}")
     for one in others:
         # With sessions the split goes by session, so that a conversation stays with one release.
         draw = f"req.hdr({gateway.header}),xxh32(1),mod(10000)" if gateway.affinity == "session" else "rand(10000)"
@@ -275,23 +315,42 @@ def haproxy(
     lines += [
         f"    use_backend {main.service} if has_{main.service}",
         *[f"    use_backend {one.service} if has_{one.service}" for one in others],
-        f"    default_backend {main.service}",
+        f"    default_backend {hold}",
         "frontend metrics",
-        "    bind :8404",
+        f"    bind {here}:8404",
         "    http-request set-log-level silent",
         "    http-request use-service prometheus-exporter if { path /metrics }",
     ]
     for one in backends:
-        balance = (
-            [f"    balance hdr({gateway.header})", "    hash-type consistent sdbm avalanche"]
-            if gateway.affinity == "session"
-            else ["    balance leastconn"]
-        )
+        lines += [f"backend {one.service}", f"    option httpchk GET {one.health}"]
+        if embedded:
+            address = f"{one.service}.{namespace}.svc:80"
+            lines += _waiting(hold_seconds or 5), f"    server service {address} check inter 500ms fall 2 rise 1"
+            continue
+        if gateway.affinity == "session":
+            lines += [f"    balance hdr({gateway.header})", "    hash-type consistent sdbm avalanche"]
+        else:
+            lines.append("    balance leastconn")
         lines += [
-            f"backend {one.service}",
-            *balance,
-            f"    option httpchk GET {one.health}",
             "    default-server check inter 2s fall 3 rise 2 observe layer4 resolvers cluster init-addr none",
             f"    server-template pod {one.most} {one.service}-pods.{namespace}.{domain}:{one.port}",
         ]
+    if hold_seconds:
+        # By the Service: its address is there before any replica is, and refuses until then.
+        address = f"{main.service}.{namespace}.{'svc' if embedded else domain}:80"
+        lines += ["backend hold", _waiting(hold_seconds), f"    server first {address}"]
     return "\n".join(lines) + "\n"
+
+
+_RESOLVERS = (
+    "resolvers cluster",
+    "    parse-resolv-conf",
+    "    accepted_payload_size 8192",
+    "    hold valid 2s",
+    "    hold obsolete 10s",
+)
+
+
+def _waiting(seconds: int) -> str:
+    """To one server HAProxy tries again a second after each refusal; a new connection each time is a new choice of replica."""
+    return f"    retries {seconds}\n    http-reuse never"

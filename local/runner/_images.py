@@ -107,12 +107,25 @@ def find(image: str, env: Sequence[Mapping[str, Any]] = ()) -> Image:
     """The image's entry; for Ollama the real one where it has been built and `env`, the container's own, asks for the tiny
     model that it can run. Raises UnknownImage."""
     name = repository(image)
+    if name == "haproxy":
+        return _haproxy()
     if name not in IMAGES:
-        known = ", ".join(sorted(IMAGES))
+        known = ", ".join(sorted([*IMAGES, "haproxy"]))
         raise UnknownImage(f'image "{image}" has no local command; the pod runner knows {known}')
     if name == "ollama/ollama" and {"name": MODEL_VARIABLE, "value": tiny.NAME} in env:
         return _real_ollama() or IMAGES[name]
     return IMAGES[name]
+
+
+def _haproxy() -> Image:
+    """The real one, where it has been built. Raises UnknownImage."""
+    try:
+        program = tools.path("haproxy").resolve()
+    except stacks.TollgateError:
+        raise UnknownImage('image "haproxy" has no local command here: tollgate tools build --with haproxy') from None
+    # The image's entry point runs the program that its arguments name.
+    shim = f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n'
+    return Image(entrypoint=(), shims={"haproxy": shim}, kept=(program.parents[1],))
 
 
 # Its registry alone is not real: what is pulled there is made here.
