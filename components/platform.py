@@ -197,6 +197,13 @@ def _against(stack: stacks.Stack, benchmark: stacks.Benchmark, root: Path) -> di
             allowed=f"another stack of the same cluster with {mine.replicas_max} replicas",
             fix="name one that runs the baseline beside this stack, or leave it out and calibrate",
         )
+    if other.serving.api_key:
+        raise stacks.InputError(
+            where=f"stacks/Pulumi.{stack.name}.yaml, tollgate:benchmark.against",
+            got=f"{other.name}, which asks for an API key",
+            allowed="a stack without serving.api_key: its key is in a Secret of another namespace, which the Job cannot read",
+            fix=f"turn serving.api_key off in {other.name}, or leave against out and calibrate",
+        )
     return {
         "url": f"http://{ENGINE_NAME}.{other.namespace}.svc:80",
         "engine": dialect(other),

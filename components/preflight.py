@@ -190,6 +190,14 @@ def _rendered(stack: stacks.Stack) -> None:
     plan = planner.plan(stack)
     values.chart_of(stack.release)
     values.render(stack, plan)
+    server = values.release_values(stack.release)["server"]
+    if stack.serving.api_key and not server.get("apiKeyVariable"):
+        raise stacks.InputError(
+            where="tollgate:serving.api_key",
+            got=f"true with {stack.release.engine}",
+            allowed=f"false: {stack.release.engine} lets everybody in who reaches it, whatever key they send",
+            fix="remove it; serving.network_policy keeps out everybody but the namespace's own pods and the monitoring",
+        )
     if stack.gateway is not None and stack.gateway.candidate is not None:
         for fleet in stack.fleet.split():
             replicas = fleet.nodes.max * plan.replicas_per_node // plan.nodes_per_replica

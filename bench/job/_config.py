@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -111,9 +112,14 @@ class JobConfig(BaseModel):
 
 
 def load(path: Path) -> JobConfig:
-    """Read and check the file. Raises InputError naming the key."""
+    """Read and check the file. Raises InputError naming the key.
+
+    The service's API key comes from $TOLLGATE_API_KEY, where a Secret puts it: the file is a ConfigMap, which many may read.
+    """
     try:
-        return JobConfig.model_validate_json(path.read_bytes())
+        config = JobConfig.model_validate_json(path.read_bytes())
+        key = os.environ.get("TOLLGATE_API_KEY", "")
+        return config.model_copy(update={"api_key": key}) if key else config
     except OSError as error:
         raise stacks.InputError(
             where=str(path),

@@ -15,7 +15,8 @@ def measure_in_turns(config: JobConfig, measure: Callable[[JobConfig], Result]) 
     """
     beside = config.against
     assert beside is not None
-    there = config.model_copy(update={**dict(beside), "against": None, "result_configmap": ""})
+    # The key is that of the service measured here, and nobody else's to see.
+    there = config.model_copy(update={**dict(beside), "against": None, "result_configmap": "", "api_key": ""})
     ours: list[Result] = []
     theirs: list[Result] = []
     for number in range(config.runs):

@@ -178,6 +178,11 @@ CASES: dict[str, tuple[stacks.Stack, str, str]] = {
         "tollgate:gateway.candidate",
         "at least 2 replicas",
     ),
+    "an API key for an engine that asks for none": (
+        with_release(given("staging", benchmark=None, serving={"api_key": True}), "gemma-3-4b-ollama-8"),
+        "tollgate:serving.api_key",
+        "ollama lets everybody in",
+    ),
     "kuberay for another engine": (
         given("grok-1", has=["kuberay"], serving={"group": {"controller": "kuberay"}}).model_copy(
             update={"release": stacks.load_release("grok-1-vllm", HERE).model_copy(update={"engine": "sglang"})}
