@@ -33,8 +33,11 @@ class Run(_Frozen):
     `sent == ok + failed + cut` always holds; `errors` are the failed ones by kind (`http_503`, `truncated`, `timeout`…).
     `valid`: False when the client was the bottleneck, the run was too short to be representative, or it was interrupted;
     `invalid_because` then says which, in one sentence. An invalid run never passes a gate.
-    `client`: what the client saw of itself (`cpu_share` of one core, `loop_delay_p99_seconds`, `schedule_lag_p99_seconds`,
-    `retries`, `connections`). `series`: the run over time from its first request on, warm-up included; `seconds` is the
+    `warnings`: what else has to be known before it is believed, in sentences; they forbid nothing.
+    `client`: what the client saw of itself (`cpu_share` of one core, `core_waited_share` of the time without one,
+    `loop_delay_p99_seconds`, `schedule_lag_p99_seconds`, `retries`, `connections`), and of a machine that it shares with the
+    service (`machine_pressure_share`, `service_waited_share`, `service_waited_mean_seconds`; Linux only).
+    `series`: the run over time from its first request on, warm-up included; `seconds` is the
     end of each step, null where nothing ended in it. The server's side is in it where a Prometheus could be asked.
     `histograms`: by metric family (`e2e_seconds`, `ttft_seconds`, `itl_seconds`, `itl_request_seconds`, `tpot_seconds`,
     `queue_seconds`), in the mergeable form of `bench.load`.
@@ -52,6 +55,7 @@ class Run(_Frozen):
     metrics: dict[str, Metric]
     valid: bool
     invalid_because: str = ""
+    warnings: tuple[str, ...] = ()
     client: dict[str, Metric] = {}
     histograms: dict[str, dict[str, Any]] = {}
     series: dict[str, tuple[Metric | None, ...]] = {}

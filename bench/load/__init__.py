@@ -3,6 +3,7 @@
 from ._arrivals import Closed, Load, Open, Stage, of_traffic
 from ._crew import Crew, Crews, Local
 from ._histogram import Histogram
+from ._machine import cores_in_use
 from ._measure import Costs, Watch
 from ._observe import Observer, Prometheus, Scrape, scraped
 from ._part import Part, Span
@@ -53,6 +54,7 @@ __all__ = [
     "Target",
     "Trace",
     "Watch",
+    "cores_in_use",
     "facts",
     "get",
     "of_traffic",

@@ -30,13 +30,15 @@ _LATENCIES = ("e2e", "ttft", "itl", "itl_request", "tpot", "queue")
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What the client saw of itself within the window; all in seconds but `cpu_share` (1: one core busy)."""
+    """What the client saw of itself within the window; all in seconds but `cpu_share` (1: one core busy) and
+    `core_waited_share` (of the time, ready to run and without a core)."""
 
     cpu_share: float
     loop_delay_p99: float
     schedule_lag_p99: float
     retries: int
     connections: int
+    core_waited_share: float = 0.0
 
     def worst(self, other: Watch) -> Watch:
         """Of two processes: the worse of each, and the sum of what is counted."""
@@ -46,6 +48,7 @@ class Watch:
             schedule_lag_p99=max(self.schedule_lag_p99, other.schedule_lag_p99),
             retries=self.retries + other.retries,
             connections=self.connections + other.connections,
+            core_waited_share=max(self.core_waited_share, other.core_waited_share),
         )
 
 
@@ -147,6 +150,7 @@ def measure(
             "schedule_lag_p99_seconds": watch.schedule_lag_p99,
             "retries": float(watch.retries),
             "connections": float(watch.connections),
+            "core_waited_share": watch.core_waited_share,
         },
         histograms={
             name: part.families[name].to_dict()
@@ -259,12 +263,11 @@ def watch_of(outcomes: Sequence[Outcome], span: Span) -> Watch:
     start, end = span.began + span.start, span.began + span.end
     watch = Watch(cpu_share=0.0, loop_delay_p99=0.0, schedule_lag_p99=0.0, retries=0, connections=0)
     for outcome in outcomes:
-        share = 0.0
+        share = waited = 0.0
         if len(outcome.cpu) > 1:
             # Processor time is sampled every quarter of a second: between samples it is a straight line.
-            moments, used = np.array(outcome.cpu).T
-            first, last = np.interp([start, end], moments, used)
-            share = float(last - first) / (end - start)
+            moments, *sums = np.array(outcome.cpu).T
+            share, waited = (float(np.diff(np.interp([start, end], moments, one))[0]) / (end - start) for one in sums)
         table = outcome.records.table()
         inside = table[(table["sent"] >= start) & (table["sent"] < end)]
         watch = watch.worst(
@@ -274,6 +277,7 @@ def watch_of(outcomes: Sequence[Outcome], span: Span) -> Watch:
                 schedule_lag_p99=percentile(inside["sent"] - inside["scheduled"], 0.99) if len(inside) else 0.0,
                 retries=outcome.retried,
                 connections=outcome.opened,
+                core_waited_share=waited,
             )
         )
     return watch

@@ -12,7 +12,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -38,6 +38,13 @@ QUERIES: dict[str, str] = {
     "replicas": f"count(count by (pod, instance) ({{{_RUNNING}%s}}))",
     "nodes": f'count(count by (node) ({{{_RUNNING},node!=""%s}}))',
 }
+# metric -> counters whose growth within the window is divided: what a request waited for a place in a batch, and the share of
+# prompt tokens that were in the prefix cache.
+_QUOTIENTS = {
+    "server_queue_mean_seconds": ("request_queue_time_seconds_sum", "request_queue_time_seconds_count"),
+    "server_prefix_cache_hit_rate": ("prefix_cache_hits_total", "prefix_cache_queries_total"),
+}
+_COUNTERS = frozenset(name for pair in _QUOTIENTS.values() for name in pair)
 # metric -> (series, how the window is summed up)
 _SUMMARIES: dict[str, tuple[str, Callable[[Any], float]]] = {
     "server_running_mean": ("server_running", np.mean),
@@ -110,13 +117,27 @@ class Prometheus:
                 values = self._range(query, began + ends[0], ends[0], len(ends))
                 if any(value is not None for value in values):
                     found[name] = values
+            quotients = self._quotients(run, began)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             self._once(f"no server metrics: {self.url}: {error}")
             return run
         if not found:
             where = f" in namespace {self.namespace}" if self.namespace else ""
             self._once(f"no server metrics: {self.url} scrapes no engine{where}")
-        return added(run, found)
+        return added(run, found, quotients)
+
+    def _quotients(self, run: Run, began: float) -> dict[str, float]:
+        """Of the counters' growth within the window; left out where there was none."""
+        found, end = {}, began + run.warmup_seconds + run.seconds
+        for metric, pair in _QUOTIENTS.items():
+            above, below = (
+                f'sum({_ONCE} (increase({{__name__=~"(vllm|ollama):{name}"%s}}[{max(1, round(run.seconds))}s])))'
+                for name in pair
+            )
+            (value,) = self._range(f"{above} / {below}", end, 1.0, 1)
+            if value is not None:
+                found[metric] = value
+        return found
 
     def _once(self, text: str) -> None:
         """Not after every run."""
@@ -127,7 +148,7 @@ class Prometheus:
     def _range(self, query: str, start: float, step: float, count: int) -> tuple[float | None, ...]:
         selector = f',namespace="{self.namespace}"' if self.namespace else ""
         asked = {
-            "query": query % selector,
+            "query": query.replace("%s", selector),
             "start": f"{start:.3f}",
             "end": f"{start + step * (count - 0.5):.3f}",
             "step": f"{step:.3f}",
@@ -195,26 +216,39 @@ class Scrape:
                     values[step] = seen[name]
             if any(value is not None for value in values):
                 found[name] = tuple(values)
-        return added(run, found)
+        start, end = began + run.warmup_seconds, began + run.warmup_seconds + run.seconds
+        return added(run, found, _grown([seen for moment, seen in self._seen if start <= moment <= end]))
+
+
+def _grown(pages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the counters' growth from the first page to the last; left out where there was none, or an engine began anew."""
+    if len(pages) < 2:
+        return {}
+    found = {}
+    for metric, pair in _QUOTIENTS.items():
+        above, below = (pages[-1].get(name, 0.0) - pages[0].get(name, 0.0) for name in pair)
+        if below > 0 and above >= 0:
+            found[metric] = above / below
+    return found
 
 
 def scraped(text: str) -> dict[str, float]:
     """The series of one page of metrics; several engines or GPUs on it are added up, shares are averaged."""
     sums: dict[str, list[float]] = {}
     for engine, value, gpu, level in _LINE.findall(text):
-        name = _SCRAPED.get(engine or gpu)
+        name = engine if engine in _COUNTERS else _SCRAPED.get(engine or gpu)
         if name is not None:
             sums.setdefault(name, []).append(float(value or level) * _SCRAPED_SCALE.get(name, 1.0))
     shares = ("server_kv_usage", "gpu_utilization")
     return {name: sum(values) / (len(values) if name in shares else 1) for name, values in sums.items()}
 
 
-def added(run: Run, found: Mapping[str, tuple[float | None, ...]]) -> Run:
-    """The run with these series, and with their summary over its window."""
-    if not found:
+def added(run: Run, found: Mapping[str, tuple[float | None, ...]], quotients: Mapping[str, float] | None = None) -> Run:
+    """The run with these series, with their summary over its window, and with `quotients`, which are of the window already."""
+    if not found and not quotients:
         return run
     ends = run.series["seconds"]
-    metrics = dict(run.metrics)
+    metrics = {**run.metrics, **(quotients or {})}
     for metric, (name, summary) in _SUMMARIES.items():
         inside = [
             value

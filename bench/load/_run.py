@@ -17,6 +17,7 @@ import stacks
 from ..results import Result, Run
 from ._arrivals import Closed, Load, Open
 from ._crew import Crew, Crews, Local
+from ._machine import Machine
 from ._measure import Costs, Window, measure, percentile
 from ._observe import Observer
 from ._part import Span
@@ -144,7 +145,7 @@ def run(
                 load = replace(load, ramp_seconds=min(alone, settings.seconds / 3))
             sending = _Sending(
                 settings=settings, costs=costs or Costs(), number=number, report=report, stopper=stopper,
-                load=load, raw=raw, observer=observer,
+                load=load, raw=raw, observer=observer, machine=Machine(target),
             )  # fmt: skip
             done.append(sending.run(crews(number, load, source)))
     return Result(
@@ -192,6 +193,7 @@ class _Sending:
     load: Load
     raw: RawFile | None
     observer: Observer | None
+    machine: Machine
     length: float = 0.0
     floor: float | None = None
     found: float | None = None
@@ -204,6 +206,7 @@ class _Sending:
             started = datetime.now(UTC)
             if self.observer is not None:
                 self.observer.begin()
+            self.machine.look()
             self._watch(crew, series)
             elapsed = monotonic() - crew.began
             crew.stop()
@@ -215,6 +218,9 @@ class _Sending:
             if isinstance(self.load, Closed) and self.load.requests is not None:
                 more = sustained(series, self.sent or elapsed, self.floor, part.early)
             run = measure(part, window, watch, self.costs, series, more)
+            span = window.span
+            seen = self.machine.between(span.began + span.start, span.began + span.end)
+            run = run.model_copy(update={"client": {**run.client, **seen}, "warnings": self.machine.warnings(seen)})
             if self.observer is not None:
                 run = self.observer.end(run, monotonic() - crew.began)
         return run
@@ -224,6 +230,7 @@ class _Sending:
         longest = _LONGEST * settings.seconds
         while True:
             seen = crew.look()
+            self.machine.look()
             elapsed = monotonic() - crew.began
             if self.floor is None and seen.served:
                 self.floor = elapsed

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ._arrivals import Closed, Load
 from ._lane import Lane, error_kind
+from ._machine import waited
 from ._prompts import Source
 from ._recorder import CUT, OK, Records
 from ._timer import Timer
@@ -62,7 +63,8 @@ class Session:
         self._bins: NDArray[np.float64] = np.zeros((3, 64))
         self._binned = 0
         self.delays: array[float] = array("d")
-        self.cpu: list[tuple[float, float]] = []
+        # Moment, processor time so far, and how long this thread was ready and had no core.
+        self.cpu: list[tuple[float, float, float]] = []
         self._serials = count(serial_offset, serial_step)
         self._request, self._ask = wire.request, source
         self._loop = asyncio.get_running_loop()
@@ -140,7 +142,7 @@ class Session:
             lane.cut()
         for task in self._tasks:
             task.cancel()
-        self.cpu.append((monotonic(), time.process_time()))
+        self.cpu.append((monotonic(), time.process_time(), waited()))
         if self.started != self.ok + self.failed + self.cut:
             raise AssertionError(f"{self.started} sent, {self.ok} ok, {self.failed} failed, {self.cut} cut")
 
@@ -303,7 +305,7 @@ class Session:
         """Every 10 ms: how late was the loop? Every 0.25 s: processor time and requests past their time-out."""
         self.delays.append(max(0.0, now - expected))
         if not self.cpu or now - self.cpu[-1][0] >= 0.25:
-            self.cpu.append((now, time.process_time()))
+            self.cpu.append((now, time.process_time(), waited()))
             for lane in list(self._lanes):
                 if lane.busy and now - lane.sent > self.timeout:
                     lane.close()

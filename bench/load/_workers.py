@@ -68,7 +68,7 @@ class Outcome:
 
     records: Records
     delays: Sequence[float]
-    cpu: Sequence[tuple[float, float]]
+    cpu: Sequence[tuple[float, float, float]]
     retried: int
     opened: int
 

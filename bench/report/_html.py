@@ -37,6 +37,7 @@ th:first-child,td:first-child{text-align:left;white-space:normal}.good{color:var
 .heat{background:color-mix(in srgb,var(--c1) calc(var(--heat)*42%),var(--card))}.heat small{color:var(--fg);opacity:.85}
 .best{outline:2px solid var(--good);outline-offset:-3px;border-radius:6px}
 .note{border-left:4px solid var(--bad);padding:.4rem .8rem;margin:.6rem 0;background:var(--card)}
+.note.mild{border-left-color:var(--c5)}
 """ + "".join(
     f".c{n}{{stroke:var(--c{n})}}.key i.c{n}{{border-top-color:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
     for n in range(1, 7)
@@ -83,6 +84,7 @@ def _one(result: Result, heading: str) -> str:
     for number, run in enumerate(result.runs, 1):
         if not run.valid:
             parts.append(f'<div class="note">Run {number} does not count: {escape(run.invalid_because)}</div>')
+        parts += [f'<div class="note mild">Run {number}: {escape(text)}</div>' for text in run.warnings]
     tiles = [(words, shown(median(result, metric), unit)) for metric, words, unit, _ in ROWS if metric in _TILES]
     if valid_runs(result):
         parts.append('<div class="tiles">')

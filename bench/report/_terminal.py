@@ -135,6 +135,8 @@ def summarize(result: Result, console: Console) -> None:
     for number, run in enumerate(result.runs, 1):
         if not run.valid:
             console.print(Text(f"run {number} does not count: {run.invalid_because}", style="yellow"), soft_wrap=True)
+        for text in run.warnings:
+            console.print(Text(f"run {number}: {text}", style="yellow"), soft_wrap=True)
         for kind, count in run.errors.items():
             console.print(Text(f"run {number}: {count} × {kind}", style="red"), soft_wrap=True)
 

@@ -15,6 +15,7 @@ import pytest
 
 import stacks
 from bench import load
+from bench.load._observe import _grown
 from bench.results import Run
 
 Serve = Callable[..., str]
@@ -146,3 +147,26 @@ def test_a_clock_that_is_set_while_it_measures_changes_nothing(
     assert one.sent == one.ok + one.failed + one.cut
     assert one.metrics["e2e_mean_seconds"] == pytest.approx(0.085, abs=0.02)
     assert one.seconds == pytest.approx(1.0, abs=0.05)
+
+
+def test_prometheus_says_what_a_request_waited_and_found_in_the_prefix_cache(prometheus: str) -> None:
+    Fake.values = {"request_queue_time_seconds_sum": lambda _: "0.25", "prefix_cache_hits_total": lambda _: "0.75"}
+    seen = load.Prometheus(url=prometheus, namespace="dev").end(run(), 5.0)
+    assert seen.metrics["server_queue_mean_seconds"] == 0.25
+    assert seen.metrics["server_prefix_cache_hit_rate"] == 0.75
+    (asked,) = (one for one in Fake.asked if "request_queue_time_seconds_sum" in one["query"])
+    # Over the window of three seconds, and of this namespace on both sides of the division.
+    assert "[3s]" in asked["query"]
+    assert asked["query"].count('namespace="dev"') == 2
+
+
+def test_counters_of_the_engine_s_own_page_are_told_apart_by_their_growth() -> None:
+    page = (
+        'vllm:request_queue_time_seconds_sum{{engine="0"}} {}\nvllm:request_queue_time_seconds_count{{engine="0"}} {}\n'
+        'vllm:prefix_cache_hits_total{{engine="0"}} {}\nvllm:prefix_cache_queries_total{{engine="0"}} {}\n'
+    )
+    before, after = (load.scraped(page.format(*values)) for values in ((5, 10, 100, 400), (7, 20, 400, 800)))
+    assert _grown([before, after]) == {"server_queue_mean_seconds": 0.2, "server_prefix_cache_hit_rate": 0.75}
+    # An engine that began anew has smaller counters; nothing can be said of it.
+    assert _grown([after, before]) == {}
+    assert _grown([after]) == {}
