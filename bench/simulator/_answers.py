@@ -157,7 +157,7 @@ class Prepared:
         start = draw % LENGTH
         work: Stream | Whole
         if ask.stream:
-            work = Stream(kitchen, connection, self.style, ident, start, ask.usage, self.route, received)
+            work = Stream(kitchen, connection, self.style, ident, start, tokens, ask.usage, self.route, received)
         else:
             work = Whole(kitchen, connection, self.style, ident, start, self.route, received)
         seq = Sequence(work, prompt, tokens, streams=ask.stream, draw=draw, reason=reason)
@@ -251,11 +251,10 @@ class Stream:
         "kitchen",
         "opened",
         "received",
-        "rests",
+        "rest",
         "route",
         "seq",
         "start",
-        "starts",
         "style",
         "usage",
     )
@@ -267,6 +266,7 @@ class Stream:
         style: Style,
         ident: bytes,
         start: int,
+        tokens: int,
         usage: bool,
         route: str,
         received: int,
@@ -282,15 +282,14 @@ class Stream:
         self.opened = False
         self.created = kitchen.head.refresh()
         self.head = style.head(ident, self.created)
-        self.starts, self.rests, _ = style.tables(len(self.head))
+        self.rest = style.events(self.head, start, tokens)
         self.seq: Sequence
 
     def on_token(self, seq: Sequence) -> None:
-        at = (self.start + seq.made - 1) % LENGTH
         if seq.made == 1:
-            self.connection.write(b"".join((self._begin(), self.starts[at], self.head, self.rests[at])))
+            self.connection.write(self._begin() + next(self.rest))
         else:
-            self.connection.write(b"".join((self.starts[at], self.head, self.rests[at])))
+            self.connection.write(next(self.rest))
 
     def _begin(self) -> bytes:
         opening = self.style.opening(self.ident, self.created)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -58,6 +59,10 @@ class App(Protocol):
 
     def refuse(self, status: int, message: str) -> bytes:
         """A whole response, closing, in the words of the dialect."""
+
+
+def _drop(data: bytes) -> None:
+    """Send to nobody."""
 
 
 class Server:
@@ -141,7 +146,6 @@ class Connection(asyncio.Protocol):
         "_inbox",
         "_method",
         "_parser",
-        "_paused",
         "_raw",
         "_refusal",
         "_request_id",
@@ -154,6 +158,7 @@ class Connection(asyncio.Protocol):
         "partial",
         "server",
         "transport",
+        "write",
     )
 
     def __init__(self, server: Server) -> None:
@@ -167,7 +172,8 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpRequestParser | None = None
         self._inbox: list[Request] = []
         self._refusal = b""
-        self._paused = False
+        # Send; what can no longer be sent is dropped. Straight to the transport while the client reads what it gets.
+        self.write: Callable[[bytes], None] = _drop
         self._reset()
 
     def _reset(self) -> None:
@@ -185,6 +191,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.write = self.transport.write
         if not self.server.joined(self):
             self.refuse(503, "too many connections")
 
@@ -192,6 +199,7 @@ class Connection(asyncio.Protocol):
         self.server.connections.discard(self)
         self.closing = True
         self.transport = None
+        self.write = _drop
         self._parser = None
         self._inbox.clear()
         work, self.busy = self.busy, None
@@ -260,12 +268,22 @@ class Connection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self._paused = True
-        if self.transport is not None and self.transport.get_write_buffer_size() > MAX_UNREAD:
-            self.abort()
+        self.write = self._write_slowly
+        self._bound()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        if self.transport is not None:
+            self.write = self.transport.write
+
+    def _write_slowly(self, data: bytes) -> None:
+        """Send to a client that reads more slowly than it gets."""
+        if self.transport is not None:
+            self.transport.write(data)
+            self._bound()
+
+    def _bound(self) -> None:
+        if self.transport is not None and self.transport.get_write_buffer_size() > MAX_UNREAD:
+            self.abort()
 
     # httptools
 
@@ -389,13 +407,6 @@ class Connection(asyncio.Protocol):
         if not self.keep and self.transport is not None:
             self.closing = True
             self.transport.close()
-
-    def write(self, data: bytes) -> None:
-        """Send; drops what can no longer be sent."""
-        if self.transport is not None:
-            self.transport.write(data)
-            if self._paused and self.transport.get_write_buffer_size() > MAX_UNREAD:
-                self.abort()
 
     def done(self) -> None:
         """The work of the present request is over; go on with the next in the pipe."""

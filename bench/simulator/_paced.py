@@ -1,7 +1,8 @@
 """An engine with given latencies: the first token `ttft` after a slot is free, then one every `itl`.
 
 One timer wheel of 1 ms (the resolution of uvloop's timers) serves all streams: a token's due time is computed from the
-request's start, never from when the one before it was really sent, so gaps do not drift.
+request's start, never from when the one before it was really sent, so gaps do not drift. What is due in one tick is sent
+in one go, and where tokens are whole milliseconds apart it moves on together.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class PacedEngine(Scheduler):
         self._jitter = [max(0.05, rng.gauss(1.0, sim.jitter)) for _ in range(1024)] if sim.jitter else []
         self.instant = self.ttft == 0 and self.itl == 0
         self._even = not self._jitter and slowdown is None
+        # The gap in ticks; 0 where it is not a whole number of them.
+        step = round(self.itl * _TICKS)
+        self._step = step if abs(self.itl * _TICKS - step) < _BIT else 0
         self._buckets: dict[int, list[Sequence]] = {}
         self._heap: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -58,6 +62,9 @@ class PacedEngine(Scheduler):
             self.active += 1
             seq.state = 1
             seq.admitted = max(now, seq.arrived)
+            if self._even and seq.streams and seq.slow == 1.0:
+                # Token number `made` is due `made - 1` gaps after the first: nothing to work out until the last.
+                seq.until = seq.output
             self.stats.prefix(seq.prompt, 0)
             self._due(seq, seq.admitted + self._span(seq, self.ttft))
 
@@ -89,15 +96,15 @@ class PacedEngine(Scheduler):
                     when += span
                     seq.made += 1
             seq.last = when
-        tick = -int(-when * _TICKS + _BIT)
-        bucket = self._buckets.get(tick)
-        if bucket is None:
-            self._open(tick, seq)
-        else:
-            bucket.append(seq)
+        self._put(-int(-when * _TICKS + _BIT), [seq])
 
-    def _open(self, tick: int, seq: Sequence) -> None:
-        self._buckets[tick] = [seq]
+    def _put(self, tick: int, seqs: list[Sequence]) -> None:
+        """These have their next token in that tick."""
+        bucket = self._buckets.get(tick)
+        if bucket is not None:
+            bucket += seqs
+            return
+        self._buckets[tick] = seqs
         heappush(self._heap, tick)
         if self._timer is None or tick < self._timer_tick:
             self._arm(tick)
@@ -117,9 +124,10 @@ class PacedEngine(Scheduler):
         begun = clock()
         now = begun * _TICKS + 0.6
         while heap and heap[0] <= now:
-            bucket = buckets.pop(heappop(heap))
+            tick = heappop(heap)
+            bucket = buckets.pop(tick)
             if self._even:
-                self._tokens(bucket)
+                self._tokens(tick, bucket)
             else:
                 for seq in bucket:
                     if seq.state == 1:
@@ -130,36 +138,33 @@ class PacedEngine(Scheduler):
         if heap:
             self._arm(heap[0])
 
-    def _tokens(self, bucket: list[Sequence]) -> None:
+    def _tokens(self, tick: int, bucket: list[Sequence]) -> None:
         """One more token for each; the same as `_token` for what is neither first nor last, without the calls."""
-        itl, buckets = self.itl, self._buckets
-        gaps = 0
+        further = []
         for seq in bucket:
             made = seq.made + 1
-            if seq.state != 1:
-                continue
-            if made == 1 or made >= seq.output or seq.slow != 1.0 or not seq.streams:
+            if 1 < made < seq.until:
+                seq.made = made
+                try:
+                    seq.sink.on_token(seq)
+                except Exception as error:  # noqa: BLE001 - see `broken`
+                    self.broken(seq, error)
+                further.append(seq)
+            elif seq.state == 1:
                 self._token(seq)
-                continue
-            seq.made = made
-            gaps += 1
-            try:
-                seq.sink.on_token(seq)
-            except Exception as error:  # noqa: BLE001 - see `broken`
-                self.broken(seq, error)
-            if seq.state == 1:
-                when = seq.last = seq.last + itl
-                tick = -int(-when * _TICKS + _BIT)
-                later = buckets.get(tick)
-                if later is None:
-                    self._open(tick, seq)
-                else:
-                    later.append(seq)
-        if gaps:
-            self.stats.gaps(itl, gaps)
+        if not further:
+            return
+        self.stats.gaps(self.itl, len(further))
+        if self._step:
+            self._put(tick + self._step, further)
+        else:
+            for seq in further:
+                self._put(-int(-(seq.first + seq.made * self.itl) * _TICKS + _BIT), [seq])
 
     def _token(self, seq: Sequence) -> None:
         when = seq.last
+        if seq.until and seq.made:
+            when = seq.last = seq.first + seq.made * self.itl
         seq.made += 1
         if seq.made == 1:
             seq.first = when

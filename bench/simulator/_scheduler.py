@@ -65,6 +65,7 @@ class Sequence:
         "slow",
         "state",
         "streams",
+        "until",
     )
 
     def __init__(
@@ -96,6 +97,7 @@ class Sequence:
         self.slow = 1.0
         self.debt = 0.0
         self.arrived = self.admitted = self.first = self.last = 0.0
+        self.until = 0  # see `PacedEngine`
         self.state = 0  # 0 waiting, 1 running, 2 finished, 3 cancelled
 
 
@@ -206,6 +208,7 @@ class Scheduler:
         else:
             self._queue(-1)
         seq.state = 3
+        seq.until = 0
         seq.sink = NOBODY
         self.stats.aborted(seq)
         self._after()

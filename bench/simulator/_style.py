@@ -7,6 +7,10 @@ token of the corpus; so a token costs one join, and a whole stream that takes no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Any, cast
+
 import orjson
 
 from ._words import LENGTH, Corpus
@@ -24,6 +28,18 @@ def chunk(data: bytes) -> bytes:
 def event(data: bytes) -> bytes:
     """`data` as one server-sent event in one HTTP chunk."""
     return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + 8, data)
+
+
+def _from(items: list[bytes], start: int) -> Iterator[bytes]:
+    """The items from that place on; a slice or `islice` would copy or step over what lies before it."""
+    made: Any = iter(items)
+    made.__setstate__(start)  # how a list's iterator is unpickled
+    return cast("Iterator[bytes]", made)
+
+
+def _around(items: list[bytes], start: int) -> Iterator[bytes]:
+    """The items from that place on, again and again."""
+    return chain(_from(items, start), chain.from_iterable(repeat(items)))
 
 
 class Style:
@@ -101,6 +117,13 @@ class Style:
             middles = [rest + after for rest, after in zip(rests, starts[1:] + starts[:1], strict=True)]
             found = self._tables[head] = (starts + starts, rests + rests, middles + middles)
         return found
+
+    def events(self, head: bytes, start: int, tokens: int) -> Iterator[bytes]:
+        """The events of `tokens` tokens (or more) from number `start` of the corpus (0 <= start < LENGTH) on, one by one."""
+        starts, rests, _ = self.tables(len(head))
+        if tokens <= LENGTH:
+            return map(b"".join, zip(_from(starts, start), repeat(head), _from(rests, start), strict=False))
+        return map(b"".join, zip(_around(starts, start), repeat(head), _around(rests, start), strict=False))
 
     def opening(self, ident: bytes, created: int) -> bytes:
         """The event before the first token, where the dialect has one."""
