@@ -97,8 +97,8 @@ def _policy(scaling: stacks.Autoscaling, source: Source, *, at_zero: bool) -> tu
         return Trigger(name=name, query=query, per_replica=per_replica, metrics=(GATEWAY_METRIC,), always=True)
 
     def held(per_replica: float) -> Trigger:
-        """Requests that the gateway holds. One that was held stays there while it is served: then the engine counts it."""
-        found = gateway("held", "hold", per_replica)
+        """What is open at the gateway while no replica runs anything: it is held there. What runs, the engine counts."""
+        found = gateway("held", services, per_replica)
         served = f"sum({source.running or CPU_METRIC}{{{where}}})" + (" > 0" if source.running else "")
         return dataclasses.replace(found, query=f"({found.query} unless on() ({served})) or vector(0)")
 
@@ -109,8 +109,7 @@ def _policy(scaling: stacks.Autoscaling, source: Source, *, at_zero: bool) -> tu
         return (busy, *([held(scaling.waiting_per_replica)] if at_zero else []))
     if source.waiting is None:
         # A gateway cannot tell who waits inside of the engine: what is open there both waits and runs.
-        proxies = f"{services}|hold" if at_zero else services
-        return (gateway("open", proxies, in_use),)
+        return (gateway("open", services, in_use),)
     # With many slots a handful of waiting requests is no reason for another GPU: they run in the next moment.
     per_waiting = (
         max(scaling.waiting_per_replica, in_use) if scaling.policy == "queue-and-slots" else scaling.waiting_per_replica
@@ -202,6 +201,7 @@ def scaled_object(
         "pollingInterval": scaling.polling_seconds,
         # Of the step to 0 alone; the steps above have the window in `behavior`.
         "cooldownPeriod": cooldown,
+        "initialCooldownPeriod": cooldown,
         "minReplicaCount": replicas_min,
         "maxReplicaCount": replicas_max,
         # Whoever is blind holds what he has: neither down while Prometheus is away, nor below what the stack wants.

@@ -277,7 +277,6 @@ def haproxy(
     """
     main, *others = backends
     here = "${POD_IP}" if embedded else ""
-    hold = "hold" if hold_seconds else main.service
     lines = [
         "global",
         "    log stdout format raw local0 info",
@@ -315,7 +314,7 @@ def haproxy(
     lines += [
         f"    use_backend {main.service} if has_{main.service}",
         *[f"    use_backend {one.service} if has_{one.service}" for one in others],
-        f"    default_backend {hold}",
+        f"    default_backend {main.service}",
         "frontend metrics",
         f"    bind {here}:8404",
         "    http-request set-log-level silent",
@@ -323,22 +322,25 @@ def haproxy(
     ]
     for one in backends:
         lines += [f"backend {one.service}", f"    option httpchk GET {one.health}"]
+        address = f"{one.service}.{namespace}.{'svc' if embedded else domain}:80"
         if embedded:
-            address = f"{one.service}.{namespace}.svc:80"
-            lines += _waiting(hold_seconds or 5), f"    server service {address} check inter 500ms fall 2 rise 1"
+            # Not checked: a server that is down refuses at once, and the Service knows best who is there.
+            lines += [*_waiting(hold_seconds or 5), "    http-reuse never", f"    server service {address}"]
             continue
         if gateway.affinity == "session":
             lines += [f"    balance hdr({gateway.header})", "    hash-type consistent sdbm avalanche"]
         else:
             lines.append("    balance leastconn")
+        if hold_seconds:
+            # The Service's address is there before any replica is, and refuses until then.
+            lines += [
+                *_waiting(hold_seconds),
+                f"    server held {address} backup resolvers cluster init-addr libc,none",
+            ]
         lines += [
             "    default-server check inter 2s fall 3 rise 2 observe layer4 resolvers cluster init-addr none",
             f"    server-template pod {one.most} {one.service}-pods.{namespace}.{domain}:{one.port}",
         ]
-    if hold_seconds:
-        # By the Service: its address is there before any replica is, and refuses until then.
-        address = f"{main.service}.{namespace}.{'svc' if embedded else domain}:80"
-        lines += ["backend hold", _waiting(hold_seconds), f"    server first {address}"]
     return "\n".join(lines) + "\n"
 
 
@@ -351,6 +353,6 @@ _RESOLVERS = (
 )
 
 
-def _waiting(seconds: int) -> str:
-    """To one server HAProxy tries again a second after each refusal; a new connection each time is a new choice of replica."""
-    return f"    retries {seconds}\n    http-reuse never"
+def _waiting(seconds: int) -> tuple[str, str]:
+    """Asked again, of another server if there is one; of the same one a second later, as HAProxy does by itself."""
+    return f"    retries {seconds}", "    option redispatch 1"

@@ -79,9 +79,8 @@ def test_from_zero_the_gateway_wakes_and_missing_engines_count_as_nothing() -> N
     assert made["fallback"]["replicas"] == 1
     queries = {one["name"]: one["metadata"]["query"] for one in made["triggers"]}
     assert queries["waiting"] == '(sum(w{namespace="ns"})) or vector(0)'
-    assert queries["held"].startswith(
-        '(sum(haproxy_backend_current_sessions{namespace="ns",proxy=~"hold"}) unless on()'
-    )
+    open_requests = 'sum(haproxy_backend_current_sessions{namespace="ns",proxy=~"engine"})'
+    assert queries["held"] == f'({open_requests} unless on() (sum(r{{namespace="ns"}}) > 0)) or vector(0)'
     assert made["advanced"]["scalingModifiers"]["formula"] == "waiting / 8 + running / 8 + held / 8"
 
 
@@ -97,7 +96,7 @@ def test_ollama_is_scaled_on_what_is_open_in_front_of_it() -> None:
     assert trigger["metadata"]["query"] == query
     assert trigger["metadata"]["threshold"] == "6.4"
     (held,) = spec(OLLAMA, least=0)["triggers"]
-    assert 'proxy=~"engine|hold"' in held["metadata"]["query"]
+    assert held["metadata"]["query"] == query
 
 
 def test_an_engine_without_metrics_and_without_gateway_is_refused() -> None:
