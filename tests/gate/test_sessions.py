@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -155,3 +155,98 @@ def test_a_calibration_of_what_lies_in_the_store_takes_the_newest_release(world:
         world.record(world.result(factor=factor), world.later(hours=hour))
     found, _ = gate.record_calibration(world.stack("local-dev"), [], root=world.root, now=world.later(hours=4))
     assert found.noise["e2e_p95_seconds"].sessions == 3
+
+
+# What a stage that takes releases from here cannot tell yet.
+
+
+OTHER = "sha256:" + "b2" * 32
+
+
+def in_turns(
+    world: Any, now: datetime, ours: tuple[float, ...], theirs: tuple[float, ...], **more: Any
+) -> gate.Evidence:
+    """OTHER measured in turns with what production runs; both vary by these shares from run to run."""
+    what = ask(world, now)
+    assert what.known is None
+    return gate.record(
+        world.stack("local-dev"),
+        world.result(release=OTHER, started=now, every=40.0, spread=ours, **more),
+        release_digest=OTHER,
+        root=world.root,
+        now=now,
+        measuring=what,
+        against=world.result(started=now + timedelta(seconds=20), every=40.0, spread=theirs),
+    )
+
+
+def compared(world: Any) -> None:
+    """Production runs the world's release; a release that is to enter it may be 5 % slower."""
+    world.record()
+    world.promote()
+    world.criteria("min_runs: 3, looks: 2, max_regression: {e2e_p95_seconds: 0.05}")
+
+
+APART, TOGETHER = ((-0.04, 0.0, 0.04), (0.04, 0.0, -0.04)), ((-0.01, 0.0, 0.01), (-0.01, 0.0, 0.01))
+
+
+def test_a_comparison_that_cannot_tell_gets_more_runs_although_the_promise_is_kept(world: Any) -> None:
+    compared(world)
+    first = in_turns(world, world.later(minutes=1), *APART)
+    assert first.verdict == "pass"
+    world.not_promoted(r"regression:e2e_p95_seconds .*inconclusive", world.later(minutes=2), OTHER)
+    what = ask(world, world.later(minutes=3))
+    assert (what.known, what.attempt, what.earlier) == (None, 2, (first.digest,))
+    second = in_turns(world, world.later(minutes=4), *APART)
+    assert [len(second.entry.facts[part]["runs"]) for part in ("result", "against")] == [6, 6]
+    # The looks are used up: what is not settled now stays open.
+    assert ask(world, world.later(minutes=10)).known == second.digest
+
+
+def test_more_pairs_settle_a_comparison(world: Any) -> None:
+    compared(world)
+    world.criteria("min_runs: 3, looks: 4, max_regression: {e2e_p95_seconds: 0.05}")
+    in_turns(world, world.later(minutes=1), (-0.02, 0.0, 0.02), (0.02, 0.0, -0.02))
+    for look in range(2, 5):
+        last = in_turns(world, world.later(minutes=4 * look), *TOGETHER)
+        if not gate_refuses(world, world.later(minutes=4 * look + 3)):
+            break
+    assert last.entry.facts["attempt"] > 1
+    assert ask(world, world.later(minutes=30)).known == last.digest
+
+
+def gate_refuses(world: Any, now: datetime) -> bool:
+    try:
+        world.promote(now, OTHER)
+    except gate.GateRefused:
+        return True
+    return False
+
+
+def test_a_comparison_that_fails_gets_no_more_runs(world: Any) -> None:
+    compared(world)
+    evidence = in_turns(world, world.later(minutes=1), *TOGETHER, factor=1.15)
+    assert evidence.verdict == "pass"
+    assert ask(world, world.later(minutes=3)).known == evidence.digest
+
+
+def test_runs_are_not_added_for_what_they_cannot_bring(world: Any) -> None:
+    """Without a calibration two times cannot be compared, however many runs there are."""
+    compared(world)
+    what = ask(world, world.later(hours=1))
+    found = gate.record(
+        world.stack("local-dev"),
+        world.result(release=OTHER, started=world.later(hours=1)),
+        release_digest=OTHER,
+        root=world.root,
+        now=world.later(hours=1),
+        measuring=what,
+    )
+    assert ask(world, world.later(hours=2)).known == found.digest
+
+
+def test_a_stage_that_cannot_be_asked_keeps_nobody_from_measuring(world: Any) -> None:
+    compared(world)
+    found = in_turns(world, world.later(minutes=1), *APART)
+    world.edit("Pulumi.local-prod.yaml", "users: 50", "user: 50")
+    assert ask(world, world.later(minutes=2)).known == found.digest
