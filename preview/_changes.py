@@ -45,6 +45,11 @@ class Amounts(Model):
     usd_per_month_after: Decimal
     usd_per_month_change: Decimal
 
+    @property
+    def usd_per_hour_step(self) -> Decimal:
+        """The change as people are told it: before and after are shown to the cent, and with this they add up."""
+        return cents(self.usd_per_hour_after) - cents(self.usd_per_hour_before)
+
 
 class Line(Model):
     """One priced resource before and after; None where it is not there."""
@@ -225,15 +230,16 @@ class Change(Model):
             before = self.missing("before")
             return [f"{money(now.usd_per_hour_after)}/h expected, before it was not known: {before} UNPRICED"]
         words = []
-        if cents(now.usd_per_hour_change):
+        by, by_most = now.usd_per_hour_step, most.usd_per_hour_step
+        if by:
             before_usd = now.usd_per_hour_before
             share = ""
             if before_usd:
                 percent = abs(now.usd_per_hour_change / before_usd * 100)
                 share = f" ({_signed(f'{percent:.0f}', now.usd_per_hour_change)} %)"
-            words.append(f"{signed(now.usd_per_hour_change)}/h expected{share}")
-        if cents(most.usd_per_hour_change) and cents(most.usd_per_hour_change) != cents(now.usd_per_hour_change):
-            words.append(f"{signed(most.usd_per_hour_change)}/h at most")
+            words.append(f"{signed(by)}/h expected{share}")
+        if by_most and by_most != by:
+            words.append(f"{signed(by_most)}/h at most")
         return words
 
     @property

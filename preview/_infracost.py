@@ -16,8 +16,8 @@ from ._report import Report, StackReport
 
 
 def infracost(report: Report, now: datetime) -> dict[str, Any]:
-    """A project per stack: past breakdown, breakdown and diff."""
-    projects = [_project(stack) for stack in report.stacks if stack.error is None]
+    """A project per stack: past breakdown, breakdown and diff; one that cannot be evaluated has its error in its metadata."""
+    projects = [_project(stack) for stack in report.stacks]
     hours = [
         total(Decimal(project[part]["totalHourlyCost"]) for project in projects)
         for part in ("pastBreakdown", "breakdown", "diff")
@@ -28,12 +28,24 @@ def infracost(report: Report, now: datetime) -> dict[str, Any]:
         for name, value in zip(names, hours, strict=True)
         for unit, factor in (("Hourly", Decimal(1)), ("Monthly", HOURS_PER_MONTH))
     }
+    generated = now.astimezone(UTC).isoformat(timespec="seconds")
     return {
         "version": "0.2",
+        # Who committed what is the CI's to know; the fields are required.
+        "metadata": {
+            "infracostCommand": "diff",
+            "vcsBranch": "",
+            "vcsBaseBranch": report.base or "",
+            "vcsCommitSha": "",
+            "vcsCommitAuthorName": "",
+            "vcsCommitAuthorEmail": "",
+            "vcsCommitTimestamp": generated,
+            "vcsCommitMessage": "",
+        },
         "currency": "USD",
         "projects": projects,
         **sums,
-        "timeGenerated": now.astimezone(UTC).isoformat(timespec="seconds"),
+        "timeGenerated": generated,
         "summary": _summary(report.stacks),
     }
 
@@ -54,10 +66,21 @@ def _project(stack: StackReport) -> dict[str, Any]:
     return {
         "name": stack.stack,
         "displayName": stack.stack,
-        "metadata": {"type": "pulumi"},
+        "metadata": {
+            "path": f"stacks/Pulumi.{stack.stack}.yaml",
+            "type": "pulumi",
+            **({"errors": [_error(stack.error)]} if stack.error is not None else {}),
+        },
         "pastBreakdown": _breakdown(before),
         "breakdown": _breakdown(after),
-        "diff": {"resources": diff, "totalHourlyCost": str(grown), "totalMonthlyCost": str(grown * HOURS_PER_MONTH)},
+        "diff": {
+            "resources": diff,
+            "totalHourlyCost": str(grown),
+            "totalMonthlyCost": str(grown * HOURS_PER_MONTH),
+            "totalMonthlyUsageCost": str(
+                _usage(line.after for line in changed) - _usage(line.before for line in changed)
+            ),
+        },
         "summary": _summary([stack]),
     }
 
@@ -69,7 +92,17 @@ def _breakdown(items: Iterable[Item]) -> dict[str, Any]:
         "resources": [_resource(item) for item in listed],
         "totalHourlyCost": str(hourly),
         "totalMonthlyCost": str(hourly * HOURS_PER_MONTH),
+        "totalMonthlyUsageCost": str(_usage(listed)),
     }
+
+
+def _usage(items: Iterable[Item | None]) -> Decimal:
+    """What depends on how much the service is asked."""
+    return total(_cost(item) for item in items if item is not None and item.kind == "egress") * HOURS_PER_MONTH
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"code": 1, "message": message, "data": None, "isError": True}
 
 
 def _resource(item: Item) -> dict[str, Any]:
@@ -80,7 +113,8 @@ def _resource(item: Item) -> dict[str, Any]:
         "unit": "hours" if item.unit == "node" else item.unit,
         "hourlyQuantity": str(quantity),
         "monthlyQuantity": str(quantity * HOURS_PER_MONTH),
-        "price": str(item.usd_per_hour) if priced else "0",
+        "price": str(item.usd_per_hour) if priced else None,
+        "usageBased": item.kind == "egress",
         "priceNotFound": not priced,
         "hourlyCost": str(_cost(item)) if priced else None,
         "monthlyCost": str(_cost(item) * HOURS_PER_MONTH) if priced else None,

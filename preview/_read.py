@@ -294,7 +294,7 @@ def _around(found: _Found, one: Resource, target: str) -> None:
         found.items.append(
             Item(
                 kind="address", name=name, region=region, unit="address", quantity=Quantity.fixed(1), usd_per_hour=ZERO,
-                source="cloud.google.com/vpc/network-pricing", as_of="2026-08",
+                source="cloud.google.com/vpc/network-pricing", as_of="2026",
                 note="free while a forwarding rule uses it",
             )
         )  # fmt: skip
@@ -365,6 +365,9 @@ def _network(found: _Found, resources: Sequence[Resource], target: str, plan: Ma
             kind="egress", name=one["name"], region=region, unit="GiB/h", quantity=_egress(plan, len(services)),
             note=f"replies to the internet, {_BYTES_PER_TOKEN} bytes per streamed token",
         )  # fmt: skip
+        found.unpriced.append(
+            Unpriced(name=f"data into {one['name']}", why="0.008 USD per GiB; how many bytes are asked is not known")
+        )
 
 
 def _region_of(service: str, resources: Sequence[Resource]) -> str:

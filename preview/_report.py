@@ -219,7 +219,7 @@ def _headline(changes: Sequence[Change]) -> str:
     whole = [change for change in shown if change.error is None and change.known]
     words = [f"{len(shown)} of {len(changes)} stacks change"]
     if whole:
-        grown = total(change.amounts("expected").usd_per_hour_change for change in whole)
+        grown = total(change.amounts("expected").usd_per_hour_step for change in whole)
         words[0] += f": {signed(grown)}/h expected in all"
     for word, names in (
         ("the cost of {} is not known", [one.stack for one in shown if one.error is None and not one.known]),

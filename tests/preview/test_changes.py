@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -145,6 +146,7 @@ def test_an_external_gateway_brings_a_rule_and_what_leaves_through_it() -> None:
     # 1000 tokens/s of 210 bytes are 0.704 GiB an hour, at 0.12 USD each.
     assert by_kind["egress"].cost("expected") == Decimal("0.704080") * Decimal("0.12")
     assert by_kind["egress"].cost("min") == 0
+    assert "data into gateway-service" in {entry.name for entry in found.unpriced}
 
 
 def test_the_headline_says_nodes_at_peak_dollars_share_and_latency() -> None:
@@ -319,6 +321,39 @@ def test_infracost_s_shape_adds_up() -> None:
     assert now == made(15).hourly("expected")
 
 
+# What infracost/infracost's own schema/infracost.schema.json (version 0.2) requires, and allows nothing beside.
+INFRACOST = {
+    "": {"version", "metadata", "currency", "projects", "totalHourlyCost", "totalMonthlyCost", "pastTotalHourlyCost",
+         "pastTotalMonthlyCost", "diffTotalHourlyCost", "diffTotalMonthlyCost", "timeGenerated", "summary"},
+    "metadata": {"infracostCommand", "vcsBranch", "vcsCommitSha", "vcsCommitAuthorName", "vcsCommitAuthorEmail",
+                 "vcsCommitTimestamp", "vcsCommitMessage"},
+    "project": {"name", "displayName", "metadata", "pastBreakdown", "breakdown", "diff", "summary"},
+    "breakdown": {"resources", "totalHourlyCost", "totalMonthlyCost", "totalMonthlyUsageCost"},
+    "component": {"name", "unit", "hourlyQuantity", "monthlyQuantity", "price", "hourlyCost", "monthlyCost", "priceNotFound"},
+}  # fmt: skip
+
+
+def test_infracost_s_shape_has_what_its_readers_require_and_says_what_is_broken_or_unpriced() -> None:
+    broken = Change(stack="dev", error="no such release")
+    found = room.infracost(document(change(made(10), made(15, machine="x9-mega")), broken), datetime.now(UTC))
+    assert set(found) == INFRACOST[""]
+    assert set(found["metadata"]) >= INFRACOST["metadata"]
+    first, second = found["projects"]
+    assert set(first) == INFRACOST["project"]
+    assert [first["metadata"]["path"], second["metadata"]["path"]] == [
+        "stacks/Pulumi.dev.yaml",
+        "stacks/Pulumi.prod.yaml",
+    ]
+    assert first["metadata"]["errors"][0]["message"] == "no such release"
+    for part in ("pastBreakdown", "breakdown", "diff"):
+        assert set(second[part]) == INFRACOST["breakdown"]
+    (pool,) = (one for one in second["breakdown"]["resources"] if one["resourceType"] == "gpu-pool")
+    (component,) = pool["costComponents"]
+    assert set(component) == {*INFRACOST["component"], "usageBased"}
+    assert (component["price"], component["hourlyCost"], component["priceNotFound"]) == (None, None, True)
+    assert found["summary"]["totalUnsupportedResources"] == 1
+
+
 counts = st.integers(0, 400)
 
 
@@ -333,6 +368,29 @@ def test_before_and_change_are_after_to_the_last_digit_at_every_level(before: in
         assert amounts.usd_per_month_before + amounts.usd_per_month_change == amounts.usd_per_month_after
     assert one.amounts("expected").usd_per_hour_change == (after - before) * (L4 + 200 * DISK)
     assert (one.status == "unchanged") is (old == new)
+
+
+def dollars_in(text: str) -> Decimal:
+    return Decimal(text.replace("$", "").replace(",", "").replace("−", "-").replace("+", ""))
+
+
+@given(before=counts, after=counts, other=counts)
+@settings(deadline=None, max_examples=60)
+def test_what_is_shown_adds_up_to_the_cent_too(before: int, after: int, other: int) -> None:
+    """Three sums that are each rounded on their own would not: 0.004 + 0.004 = 0.008 reads 0.00 + 0.00 = 0.01."""
+    one = change(made(before), made(after))
+    report = document(one, Change(stack="test", before=made(after), after=made(other)))
+    steps = []
+    for stack in report.stacks:
+        alone = room.markdown(report.model_copy(update={"stacks": (stack,)}))
+        row = next((line for line in alone.splitlines() if "| expected |" in line), "")
+        said = re.search(r"([+−]\$[\d.,]+)/h expected", stack.headline)
+        steps.append(dollars_in(said.group(1)) if said else Decimal(0))
+        if " → " in row:
+            was, now = (dollars_in(cell) for cell in row.split("|")[4].split(" → "))
+            assert was + steps[-1] == now
+    whole = re.search(r"([+−]\$[\d.,]+)/h expected in all", report.headline)
+    assert whole is None or dollars_in(whole.group(1)) == sum(steps)
 
 
 @given(nodes=counts, slots=st.integers(1, 64), spot=st.booleans())
