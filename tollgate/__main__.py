@@ -17,6 +17,7 @@ import stacks
 # In the order of the loop. The words stand here so that `--help` and completion load no room.
 COMMANDS = {
     "init": "Write a starter repository for a team's own stacks.",
+    "doctor": "Check machine, project, cluster and cloud before it hurts.",
     "plan": "Size a service: slots, nodes and dollars for the users, the promise and the budget.",
     "prices": "Show the price book or read a new one.",
     "preview": "Cost and node changes of a stack against a base commit.",

@@ -14,6 +14,7 @@ from ._cluster import (
     status,
     up,
 )
+from ._layout import ports
 
 __all__ = [
     "Cluster",
@@ -23,6 +24,7 @@ __all__ = [
     "leftovers",
     "list_clusters",
     "load",
+    "ports",
     "status",
     "up",
 ]

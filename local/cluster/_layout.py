@@ -133,6 +133,11 @@ class Addresses:
         )
 
 
+def ports() -> dict[int, str]:
+    """Port -> component, the same in every slot: what a listener on all of a machine's addresses takes from each of them."""
+    return {port: component for address, port, component in Addresses(slot=0).listeners if address != "0.0.0.0"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """The files of one cluster below its home (`TOLLGATE_HOME`)."""

@@ -1,0 +1,204 @@
+"""Google Cloud: credentials, APIs that are enabled, GPU quota against what the stacks ask for.
+
+Read-only calls of the Service Usage API (`services:batchGet`) and of Compute Engine (`projects.get`, `regions.get`):
+https://cloud.google.com/service-usage/docs/reference/rest and https://cloud.google.com/compute/docs/reference/rest/v1. Other
+endpoints are named by the variables that gcloud reads for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import planner
+import stacks
+
+from ._finding import Finding
+
+_SECONDS = 20.0
+_ALWAYS = (
+    "compute.googleapis.com",
+    "container.googleapis.com",
+    "iam.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+)
+# GPU of the catalog -> Compute Engine's name of its quota in a region. Newer ones are granted per machine family elsewhere.
+_QUOTAS = {
+    "nvidia-l4": "NVIDIA_L4_GPUS",
+    "nvidia-tesla-t4": "NVIDIA_T4_GPUS",
+    "nvidia-tesla-a100": "NVIDIA_A100_GPUS",
+    "nvidia-a100-80gb": "NVIDIA_A100_80GB_GPUS",
+}
+_ALL_REGIONS = "GPUS_ALL_REGIONS"
+
+
+class _Refused(Exception):
+    """What Google, or the lack of it, says."""
+
+
+def cloud(wanted: Sequence[stacks.Stack]) -> Iterator[Finding]:
+    """Everything about the projects of the stacks with target gke; nothing for others."""
+    grounds = [stack for stack in wanted if stack.target == "gke"]
+    if not grounds:
+        return
+    if shutil.which("gke-gcloud-auth-plugin") is None:
+        yield Finding(
+            area="cloud", about="gke-gcloud-auth-plugin", level="warning",
+            said="not on PATH: kubectl and Pulumi ask it for tokens", fix="gcloud components install gke-gcloud-auth-plugin",
+        )  # fmt: skip
+    try:
+        token = _token()
+    except _Refused as refused:
+        yield Finding(
+            area="cloud", about="credentials", level="bad", said=str(refused),
+            fix="gcloud auth application-default login, or set GOOGLE_OAUTH_ACCESS_TOKEN",
+        )  # fmt: skip
+        return
+    yield Finding(area="cloud", about="credentials", level="good", said="an access token")
+    for project in dict.fromkeys(str(stack.project) for stack in grounds):
+        here = [stack for stack in grounds if stack.project == project]
+        yield from _apis(project, here, token)
+        yield from _quotas(project, here, token)
+
+
+def _apis(project: str, here: Sequence[stacks.Stack], token: str) -> Iterator[Finding]:
+    needed = list(_ALWAYS)
+    if any(stack.dns is not None for stack in here):
+        needed.append("dns.googleapis.com")
+    if any(stack.serving.cache is not None and stack.serving.cache.kind == "gcs" for stack in here):
+        needed.append("storage.googleapis.com")
+    about = f"APIs of {project}"
+    query = "&".join(f"names=projects/{project}/services/{name}" for name in needed)
+    try:
+        found = _ask(
+            "SERVICEUSAGE",
+            "https://serviceusage.googleapis.com/",
+            f"v1/projects/{project}/services:batchGet?{query}",
+            token,
+        )
+        services = [one for one in found.get("services", ()) if isinstance(one, dict)]
+    except _Refused as refused:
+        yield Finding(
+            area="cloud", about=about, level="bad", said=str(refused), fix=f"gcloud projects describe {project}"
+        )
+        return
+    enabled = {str(one.get("name", "")).rpartition("/")[2] for one in services if one.get("state") == "ENABLED"}
+    missing = [name for name in needed if name not in enabled]
+    if missing:
+        yield Finding(
+            area="cloud", about=about, level="bad", said=f"not enabled: {', '.join(missing)}",
+            fix=f"gcloud services enable {' '.join(missing)} --project {project}",
+        )  # fmt: skip
+    else:
+        yield Finding(area="cloud", about=about, level="good", said=f"enabled: {', '.join(needed)}")
+
+
+def gpus(here: Sequence[stacks.Stack]) -> dict[tuple[str, str, bool], int]:
+    """(region, GPU, spot) -> GPUs that these stacks ask for at most. A spot pool with a fallback asks for both."""
+    asked: dict[tuple[str, str, bool], int] = defaultdict(int)
+    for stack in here:
+        machine = planner.catalog().machine(stack.fleet.machine_type)
+        for fleet in stack.fleet.split():
+            for spot in (True, False) if fleet.spot and fleet.fallback else (fleet.spot,):
+                asked[fleet.regions[0], str(machine.gpu), spot] += fleet.nodes.max * machine.gpus
+    return dict(asked)
+
+
+def _quotas(project: str, here: Sequence[stacks.Stack], token: str) -> Iterator[Finding]:
+    asked = gpus(here)
+    base = f"compute/v1/projects/{project}"
+    where = ("COMPUTE", "https://compute.googleapis.com/")
+    for region in sorted({region for region, _, _ in asked}):
+        try:
+            granted = _limits(_ask(*where, f"{base}/regions/{region}", token))
+        except _Refused as refused:
+            yield Finding(
+                area="cloud", about=f"GPU quota in {region}", level="unknown", said=str(refused),
+                fix=f"gcloud compute regions describe {region} --project {project}",
+            )  # fmt: skip
+            continue
+        for (place, gpu, spot), number in sorted(asked.items()):
+            if place == region:
+                yield _quota(project, region, gpu, spot, number, granted)
+    try:
+        whole = _limits(_ask(*where, base, token)).get(_ALL_REGIONS)
+    except _Refused:
+        return
+    if whole is not None and whole[0] < (total := sum(asked.values())):
+        yield Finding(
+            area="cloud", about=f"GPU quota of {project}", level="bad",
+            said=f"{_ALL_REGIONS}: {whole[0]:g} granted, {total} asked for by {_names(here)}", fix=_request(project),
+        )  # fmt: skip
+
+
+def _quota(
+    project: str, region: str, gpu: str, spot: bool, number: int, granted: Mapping[str, tuple[float, float]]
+) -> Finding:
+    about = f"{'spot ' if spot else ''}{gpu} in {region}"
+    metric = ("PREEMPTIBLE_" if spot else "") + _QUOTAS.get(gpu, "")
+    if gpu not in _QUOTAS or metric not in granted:
+        return Finding(
+            area="cloud", about=about, level="unknown", said=f"{number} asked for; this API does not tell what is granted",
+            fix=_request(project),
+        )  # fmt: skip
+    limit, usage = granted[metric]
+    said = f"{metric}: {limit:g} granted, {usage:g} in use by all, {number} asked for at most"
+    if limit < number:
+        return Finding(area="cloud", about=about, level="bad", said=said, fix=_request(project))
+    return Finding(area="cloud", about=about, level="good", said=said)
+
+
+def _limits(answer: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Metric -> (granted, in use)."""
+    found = {}
+    for one in answer.get("quotas", ()):
+        try:
+            found[str(one["metric"])] = (float(one["limit"]), float(one.get("usage", 0)))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _request(project: str) -> str:
+    return f"ask for more: Google Cloud console, IAM & Admin, Quotas, project {project}; or lower fleet.nodes.max"
+
+
+def _names(here: Sequence[stacks.Stack]) -> str:
+    return ", ".join(stack.name for stack in here)
+
+
+def _token() -> str:
+    if given := os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        return given
+    for command in (
+        ["gcloud", "auth", "application-default", "print-access-token"],
+        ["gcloud", "auth", "print-access-token"],
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except (OSError, subprocess.SubprocessError):
+            raise _Refused("no gcloud on PATH, and no GOOGLE_OAUTH_ACCESS_TOKEN") from None
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip()
+    raise _Refused("gcloud has no credentials")
+
+
+def _ask(api: str, default: str, path: str, token: str) -> Mapping[str, Any]:
+    import httpx2
+
+    endpoint = os.environ.get(f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}") or default
+    try:
+        answer = httpx2.get(
+            f"{endpoint.rstrip('/')}/{path}", headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS
+        )
+        found = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise _Refused(f"{endpoint} does not answer: {type(error).__name__}") from None
+    if answer.status_code != 200 or not isinstance(found, dict):
+        why = found.get("error", {}).get("message", "") if isinstance(found, dict) else ""
+        raise _Refused(f"refused ({answer.status_code}): {str(why)[:200] or 'no reason given'}")
+    return found
