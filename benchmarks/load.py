@@ -1,8 +1,11 @@
-"""How fast and how truthful the load generator is, on this machine: `python benchmarks/load.py`.
+"""How fast and how truthful the load generator is, on this machine: `python benchmarks/load.py [--only PART,…]`.
 
-Server and client each get a core of their own. Speed is given beside its peers' on the same server in the same run, because
-absolute numbers say more about the machine; accuracy is the reported minus the true time to first token. `wrk`, `guidellm`
-and `aiperf` are used where they are on PATH (or named by --guidellm, --aiperf); each may take a minute to start.
+Server and client each get a core of their own. Speed is given beside its peers' on the same server in the same minute, because
+absolute numbers say more about the machine; accuracy is the reported minus the true time to first token. Every row ends with
+what it must reach and whether it does. A row that misses while something else used the machine says so and counts for nothing.
+
+Parts, each below five minutes: plain, streamed (beside wrk and vllm-bench), peers, peers-streamed (the Python ones, which take
+half a minute to start), accuracy, held, merge, start. The peers are looked for as `benchmarks/load_peers.py` says.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
@@ -30,6 +34,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import load_peers as peers
+
 import stacks
 from bench import load
 from bench.results import Run
@@ -38,6 +46,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "bench" / "load" / "fake_server.py"
 SERVER_CORE, CLIENT_CORE = 0, 1
 CONNECTIONS, TOKENS = 64, 64
+PARTS = ("plain", "streamed", "peers", "peers-streamed", "accuracy", "held", "merge", "start")
+# Beyond this many cores in use by others, what misses is not the load generator's fault.
+_BUSY_CORES = 0.25
+# At least so many times a peer's rate, not streamed.
+_TIMES = {"inference-endpoint": 4.0, "inference-perf": 75.0, "aiperf": 75.0, "guidellm": 75.0}
 # What a client may ask for beside the answer.
 _NAMES = {"id": "c", "created": 1, "model": "tiny"}
 
@@ -182,72 +195,6 @@ def streams(count: int) -> tuple[float, int]:
     return (most[1] - few) / max(1, most[0]), most[0]
 
 
-_TOKENIZER = """
-import sys
-from pathlib import Path
-from tokenizers import Tokenizer, models, pre_tokenizers
-words = [a + b + c + d for a in "bcdfgmp" for b in "aeiou" for c in "lmnrst" for d in "aeiou"]
-known = {"<unk>": 0, "</s>": 1, **{word: i + 2 for i, word in enumerate(words)}}
-made = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
-made.pre_tokenizer = pre_tokenizers.Whitespace()
-made.save(str(Path(sys.argv[1]) / "tokenizer.json"))
-Path(sys.argv[1], "tokenizer_config.json").write_text(
-    '{"tokenizer_class":"PreTrainedTokenizerFast","unk_token":"<unk>","eos_token":"</s>","model_max_length":100000}'
-)
-"""
-
-
-def rival(name: str, program: str | None, url: str, seconds: float, *, stream: bool) -> float:
-    """Requests/s that guidellm or aiperf reaches and says so itself; nan where it is not there or does not end well.
-
-    A word-level tokenizer is made for them, because theirs would be fetched from the network.
-    """
-    if program is None:
-        return math.nan
-    with TemporaryDirectory() as folder:
-        tokenizer, out = Path(folder, "tokenizer"), Path(folder, "out")
-        tokenizer.mkdir()
-        python = Path(program).resolve().parent / "python"
-        python = python if python.exists() else Path(program).parent / "python"
-        command = [str(python), "-c", _TOKENIZER, str(tokenizer)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            return math.nan
-        # One looks for a local tokenizer only when it is told to stay off the network, the other only when it is not.
-        environment = {**os.environ, **({"HF_HUB_OFFLINE": "1"} if name == "guidellm" else {})}
-        arguments = {
-            "guidellm": [
-                "run", "--backend", f"kind=openai_http,target={url},model=tiny,request_format=/v1/chat/completions"
-                f",stream={str(stream).lower()}",
-                "--profile", f"kind=concurrent,streams={CONNECTIONS}",
-                "--constraint", f"kind=max_duration,seconds={max(6, seconds):.0f}",
-                "--tokenizer", f"kind=huggingface_auto,model={tokenizer}",
-                "--data", f"kind=synthetic_text,prompt_tokens=16,output_tokens={TOKENS}",
-                "--output", f"kind=json,path={out}.json", "--disable-console",
-            ],
-            "aiperf": [
-                "profile", "-m", "tiny", "-u", url, "--endpoint-type", "chat", "--tokenizer", str(tokenizer),
-                "--concurrency", str(CONNECTIONS), "--benchmark-duration", f"{max(6, seconds):.0f}", "--isl", "16",
-                "--osl", str(TOKENS), "--use-server-token-count", "--artifact-dir", str(out), "--ui", "none",
-                *(["--streaming"] if stream else []),
-            ],
-        }[name]  # fmt: skip
-        try:
-            subprocess.run(
-                [program, *arguments],
-                env=environment,
-                capture_output=True,
-                timeout=seconds + 150,
-                check=False,
-                cwd=folder,
-            )
-            if name == "guidellm":
-                found = json.loads(Path(f"{out}.json").read_text())["benchmarks"][0]["metrics"]["requests_per_second"]
-                return float(found.get("successful", found)["mean"])
-            return float(json.loads((out / "profile_export_aiperf.json").read_text())["request_throughput"]["avg"])
-        except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
-            return math.nan
-
-
 def measure(url: str, users: int, seconds: float, *, stream: bool, tokens: int = TOKENS) -> Run:
     """One run of ours, vLLM's dialect."""
     traffic = stacks.Traffic.model_validate({"users": users, "prompt_tokens": 16.0, "output_tokens": float(tokens)})
@@ -284,65 +231,182 @@ def wrk(url: str, seconds: float, *, stream: bool) -> tuple[float, float]:
     return (float(found[1]), int(total[1]) / used) if found and total else (math.nan, math.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: `kept` is None where nothing could be measured."""
+
+    what: str
+    found: str
+    target: str
+    kept: bool | None
+    # Why a miss says nothing about the load generator.
+    excuse: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.kept is None:
+            return "not measured"
+        return "pass" if self.kept else f"does not count: {self.excuse}" if self.excuse else "MISS"
+
+
+class Table:
+    """Prints rows as they come and keeps them."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.excuse = ""
+
+    def part(self, name: str) -> None:
+        """A part begins: is the machine free for it?"""
+        used = load.cores_in_use()
+        self.excuse = f"{used:.1f} cores were in use before" if used > _BUSY_CORES else ""
+        print(f"{name}{f' ({self.excuse})' if self.excuse else ''}", flush=True)
+
+    def row(self, what: str, found: str, target: str, kept: bool | None, excuse: str = "") -> None:
+        row = Row(what=what, found=found, target=target, kept=kept, excuse=excuse or self.excuse)
+        self.rows.append(row)
+        print(f"  {what:<42} {found:<34} {target:<16} {row.verdict}", flush=True)
+
+    def ratio(self, what: str, ours: float, theirs: float, least: float, why: str = "") -> None:
+        """How many times a peer's rate ours is."""
+        if theirs != theirs or theirs <= 0:
+            self.row(what, why or "not here", f">= {least:g} x", None)
+            return
+        found = f"{ours:,.0f} / {theirs:,.0f} = {ours / theirs:.3g} x"
+        self.row(what, found, f">= {least:g} x", ours >= least * theirs)
+
+
+def speed(table: Table, seconds: float, *, stream: bool) -> None:
+    """In turns with the fastest peer, three times: the best of each, and the ratio of the middle pair."""
+    words, least = ("streamed, every token timed", 12_000) if stream else ("not streamed", 45_000)
+    runs: list[Run] = []
+    pairs: list[tuple[float, float]] = []
+    whys = ""
+    with server(str(Path(__file__)), "--serve") as url:
+        for _ in range(3):
+            runs.append(measure(url, CONNECTIONS, seconds, stream=stream))
+            ours = runs[-1].metrics["requests_per_second"]
+            if stream:
+                theirs, whys = peers.rate(
+                    "vllm-bench", url, connections=CONNECTIONS, tokens=TOKENS, seconds=seconds, stream=True
+                )
+            else:
+                theirs, _ = wrk(url, seconds, stream=False)
+            pairs.append((ours, theirs))
+    best = max(runs, key=lambda run: run.metrics["requests_per_second"])
+    rate = best.metrics["requests_per_second"]
+    per_cpu = rate / best.client["cpu_share"]
+    table.row(
+        f"{words}, 64 connections", f"{rate:,.0f} req/s ({per_cpu:,.0f} per CPU second)", f">= {least:,}", rate >= least
+    )
+    known = sorted((pair for pair in pairs if pair[1] == pair[1]), key=lambda pair: pair[0] / pair[1])
+    middle = known[len(known) // 2] if known else (rate, math.nan)
+    if stream:
+        table.ratio("  beside vllm-bench (Rust)", *middle, 1.2, whys)
+    else:
+        table.ratio("  beside wrk", *middle, 0.4, "wrk is not here")
+
+
+def beside(table: Table, seconds: float, *, stream: bool) -> None:
+    """Ours, a peer, ours, the next peer: each is compared with the mean of ours before and after."""
+    least = {"guidellm": 40.0, "aiperf": 40.0} if stream else _TIMES
+    with server(str(Path(__file__)), "--serve") as url:
+        before = measure(url, CONNECTIONS, seconds, stream=stream).metrics["requests_per_second"]
+        for name, times in least.items():
+            theirs, why = peers.rate(name, url, connections=CONNECTIONS, tokens=TOKENS, seconds=seconds, stream=stream)
+            after = measure(url, CONNECTIONS, seconds, stream=stream).metrics["requests_per_second"]
+            table.ratio(f"beside {name}{', streamed' if stream else ''}", (before + after) / 2, theirs, times, why)
+            before = after
+
+
+def accuracy(table: Table, seconds: float) -> None:
+    """The reported minus the true times of a server of 200 ms to the first token and 20 ms between tokens."""
+    for users, mean, tail in ((50, 1.5, 4.0), (500, 2.5, 15.0)):
+        with server(str(FAKE), "--ttft", "0.2", "--itl", "0.02") as url:
+            run = measure(url, users, max(6.0, seconds), stream=True)
+        # What the run itself says against being believed: a busy machine makes both client and server late.
+        because = run.invalid_because or "; ".join(run.warnings)
+        excuse = "why is below" if because else ""
+        late = {name: run.metrics[f"ttft_{name}_seconds"] * 1e3 - 200 for name in ("mean", "p99")}
+        gap = run.metrics["itl_mean_seconds"] * 1e3 - 20
+        for name, limit in (("mean", mean), ("p99", tail)):
+            kept = -0.5 <= late[name] <= limit
+            table.row(
+                f"{users} concurrent: first token, {name}", f"{late[name]:+.2f} ms", f"<= {limit:+g} ms", kept, excuse
+            )
+        table.row(f"{users} concurrent: between tokens", f"{gap:+.3f} ms", "+-0.1 ms", abs(gap) <= 0.1, excuse)
+        if because:
+            print(f"    {because}")
+        waited = run.client.get("service_waited_share", math.nan)
+        print(
+            f"    the server waited for its core {waited:.1%} of the time, the client {run.client['core_waited_share']:.1%}"
+        )
+
+
+def merged(table: Table) -> None:
+    """Percentiles of the histograms of eight workers, merged, against one pass over every record of a real run."""
+    with server(str(FAKE), "--ttft", "0.02", "--itl", "0.002", "--slots", "40") as url, TemporaryDirectory() as folder:
+        file = Path(folder, "raw.jsonl")
+        traffic = stacks.Traffic.model_validate(
+            {"users": 64, "prompt_tokens": 16.0, "output_tokens": {"mean": 8, "cv": 1}}
+        )
+        load.run(
+            load.Target(url=url, engine="vllm", model="tiny"), traffic, load.Settings(runs=1, seconds=4.0, raw_file=file),
+            release="sha256:" + "0" * 64, stack="none",
+        )  # fmt: skip
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    values = sorted(row["end"] - row["scheduled"] for row in rows if row["status"] == "ok")
+    whole = load.Histogram()
+    for worker in range(8):
+        whole.merge(load.Histogram.of(values[worker::8]))
+    worst = 0.0
+    for share in (0.5, 0.9, 0.95, 0.99, 0.999):
+        exact = values[max(0, math.ceil(share * len(values)) - 1)]
+        worst = max(worst, abs(whole.quantile(share) / exact - 1))
+    words = f"{worst:.2%} over {len(values):,} records"
+    table.row("merged percentiles of 8 workers, worst", words, "<= 1 %", worst <= 0.01)
+
+
 def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser()
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help=f"of {', '.join(PARTS)}, with commas; default: all")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--guidellm", default=shutil.which("guidellm"), help="its program")
-    parser.add_argument("--aiperf", default=shutil.which("aiperf"), help="its program")
-    parser.add_argument("--streams", type=int, default=10_000, help="open at once; 0: leave that out")
+    parser.add_argument("--streams", type=int, default=10_000, help="open at once, of the part held")
+    parser.add_argument("--json", type=Path, help="write the rows there")
     given = parser.parse_args()
     if given.serve:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             threading.Timer(600, os._exit, (1,)).start()
             runner.run(instant())
+    asked = [part for part in given.only.split(",") if part] or list(PARTS)
+    if not set(asked) <= set(PARTS):
+        parser.error(f"--only takes {', '.join(PARTS)}")
     os.sched_setaffinity(0, {CLIENT_CORE % (os.cpu_count() or 1)})
-    rows: dict[str, Any] = {"load_average": os.getloadavg()[0]}
-    print(f"one client core, {CONNECTIONS} connections, {TOKENS} tokens an answer")
-    with server(str(Path(__file__)), "--serve") as url:
-        for words, stream in (("not streamed", False), ("streamed", True)):
-            peer, peer_cpu = wrk(url, given.seconds, stream=stream)
-            run = measure(url, CONNECTIONS, given.seconds, stream=stream)
-            ours = run.metrics["requests_per_second"]
-            ours_cpu = ours / run.client["cpu_share"]
-            rows[words] = {
-                "requests_per_second": ours,
-                "wrk": peer,
-                "ratio": ours / peer,
-                "per_cpu_second": ours_cpu,
-                "wrk_per_cpu_second": peer_cpu,
-            }
-            print(
-                f"  {words:<14} {ours:9,.0f} req/s, wrk {peer:9,.0f}, ratio {ours / peer:.2f}; per second of client "
-                f"processor time {ours_cpu:9,.0f}, wrk {peer_cpu:9,.0f}"
+    table = Table()
+    for part in asked:
+        table.part(part)
+        if part in ("plain", "streamed"):
+            speed(table, given.seconds, stream=part == "streamed")
+        elif part in ("peers", "peers-streamed"):
+            beside(table, given.seconds, stream=part == "peers-streamed")
+        elif part == "accuracy":
+            accuracy(table, given.seconds)
+        elif part == "held":
+            each, most = streams(given.streams)
+            found = f"{most:,} open, {each / 1e3:.1f} KB each"
+            table.row(
+                f"{given.streams:,} streams from one core", found, "<= 10 KB", most >= given.streams and each <= 10e3
             )
-            for name, program in (("guidellm", given.guidellm), ("aiperf", given.aiperf)):
-                theirs = rival(name, program, url, given.seconds, stream=stream)
-                if theirs == theirs:
-                    rows[words][name] = theirs
-                    print(f"                 {name:<9} {theirs:9,.0f} req/s, we {ours / theirs:.0f} times that")
-    print("a server of exactly 200 ms to the first token and 20 ms between tokens")
-    for users in (50, 500):
-        with server(str(FAKE), "--ttft", "0.2", "--itl", "0.02") as url:
-            run = measure(url, users, max(4.0, given.seconds), stream=True)
-        kept = {key: run.metrics[f"{key}_seconds"] for key in ("ttft_mean", "ttft_p50", "ttft_p99", "itl_mean")}
-        rows[f"accuracy {users}"] = {**kept, "valid": run.valid, "invalid_because": run.invalid_because}
-        print(
-            f"  {users:>3} concurrent: first token mean {kept['ttft_mean'] * 1e3 - 200:+.2f} ms, "
-            f"p99 {kept['ttft_p99'] * 1e3 - 200:+.2f} ms; between tokens {kept['itl_mean'] * 1e3 - 20:+.3f} ms"
-            # A busy machine makes server and client late; such a figure is none, and the run says so itself.
-            + ("" if run.valid else f" (does not count: {run.invalid_because})")
-        )
-    rows["startup_seconds"] = startup()
-    print(f"from start to first request {rows['startup_seconds']:.2f} s")
-    if given.streams:
-        each, most = streams(given.streams)
-        rows["streams"] = {"open": most, "bytes_each": each}
-        print(f"{most:,} streams open at once, {each / 1e3:.1f} KB each")
+        elif part == "merge":
+            merged(table)
+        else:
+            seconds = startup()
+            table.row("from start to first request", f"{seconds:.2f} s", "<= 1 s", seconds <= 1.0)
     if given.json:
-        given.json.write_text(json.dumps({**rows, "at": time.time()}, indent=1) + "\n")
+        rows = [{**vars(row), "verdict": row.verdict} for row in table.rows]
+        given.json.write_text(json.dumps({"rows": rows, "at": time.time()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
