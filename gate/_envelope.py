@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
 
     if len(data) > MAX_BYTES:
         raise EvidenceBroken(f"{where}: larger than any evidence ({len(data)} bytes)")
+    if not data.endswith(b"}"):
+        raise EvidenceBroken(f"{where}: cut short: its {len(data)} bytes end in the middle")
     try:
         envelope = json.loads(data, parse_constant=_no_constant)
         (signature,) = envelope["signatures"]
@@ -54,7 +57,7 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
         payload = base64.b64decode(envelope["payload"], validate=True)
         canonical = stacks.canonical_json(envelope) == data and envelope["payloadType"] == PAYLOAD_TYPE
     except (ValueError, KeyError, TypeError, binascii.Error, RecursionError) as error:
-        raise EvidenceBroken(f"{where}: not an evidence envelope, cut short or edited ({error})") from None
+        raise EvidenceBroken(f"{where}: not an evidence envelope; it was edited ({error})") from None
     if not canonical or base64.b64encode(payload).decode() != envelope["payload"]:
         raise EvidenceBroken(f"{where}: not in the form in which evidence is written; it was edited")
     if base64.b64encode(raw).decode() != signature["sig"]:
@@ -70,7 +73,7 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
     except InvalidSignature:
         raise EvidenceBroken(f"{where}: the signature does not fit the statement; one of the two was changed") from None
     try:
-        statement = json.loads(payload, parse_constant=_no_constant)
+        statement = json.loads(payload, parse_constant=_no_constant, parse_float=_finite)
     except ValueError as error:
         raise EvidenceBroken(f"{where}: the statement cannot be read ({error})") from None
     if not isinstance(statement, dict):
@@ -78,8 +81,28 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
     return statement, keyid
 
 
+def borrowed(data: bytes, other: bytes, trusted: Mapping[str, Ed25519PublicKey]) -> bool:
+    """Whether the signature in one envelope is that of the statement in the other."""
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        (signature,) = json.loads(data)["signatures"]
+        raw, payload = base64.b64decode(signature["sig"]), base64.b64decode(json.loads(other)["payload"])
+        trusted[signature["keyid"]].verify(raw, _pae(payload))
+    except (ValueError, KeyError, TypeError, RecursionError, InvalidSignature):
+        return False
+    return True
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number that evidence may carry")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is infinite, which evidence may not be")
+    return value
 
 
 def _pae(payload: bytes) -> bytes:

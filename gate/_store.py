@@ -24,7 +24,7 @@ from typing import Any
 import stacks
 
 from ._backends import VARIABLE, Backend, Folder, backend_of
-from ._envelope import seal, unseal
+from ._envelope import borrowed, seal, unseal
 from ._errors import EvidenceBroken
 from ._keys import OWN, Keys
 
@@ -96,8 +96,17 @@ class Store:
             if name != _name(number):
                 raise EvidenceBroken(f"evidence {_name(number)} is missing: {name} follows where it should be")
         found: list[Entry] = []
-        for name, data in zip(names, self._read(names), strict=True):
-            entry = self._open(name, data, len(found) + 1)
+        files = dict(zip(names, self._read(names), strict=True))
+        for name, data in files.items():
+            try:
+                entry = self._open(name, data, len(found) + 1)
+            except EvidenceBroken:
+                for other, its in files.items():
+                    if other != name and borrowed(data, its, self.keys.trusted):
+                        raise EvidenceBroken(
+                            f"evidence {name}: bears the signature of {other}; signatures were swapped or copied"
+                        ) from None
+                raise
             before = found[-1].digest if found else GENESIS
             if entry.facts.get("previous") != before:
                 raise EvidenceBroken(f"evidence {name}: does not follow the one before it; the chain was changed")

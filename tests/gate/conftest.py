@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,15 +163,26 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Stack files of the test's own, so that those of the repository may change."""
     monkeypatch.delenv("TOLLGATE_EVIDENCE", raising=False)
     monkeypatch.delenv("TOLLGATE_SIGNING_KEY", raising=False)
-    folder = tmp_path / "stacks"
+    return make_world(tmp_path)
+
+
+@pytest.fixture
+def worlds(world: World) -> Iterator[World]:
+    """As many more of them as a test needs."""
+    return (make_world(world.root / f"another-{number}") for number in itertools.count())
+
+
+def make_world(root: Path) -> World:
+    """A project in that folder."""
+    folder = root / "stacks"
     (folder / "releases").mkdir(parents=True)
-    (tmp_path / "Pulumi.yaml").write_text("name: tollgate\nruntime: python\nstackConfigDir: stacks\n")
+    (root / "Pulumi.yaml").write_text("name: tollgate\nruntime: python\nstackConfigDir: stacks\n")
     for slots in (1, 8):
         (folder / "releases" / f"gemma-{slots}.yaml").write_text(_RELEASE.format(slots=slots))
     (folder / "Pulumi.local-dev.yaml").write_text(_STACK + "  tollgate:benchmark: {runs: 3, seconds: 12}\n")
     (folder / "Pulumi.local-prod.yaml").write_text("# What local-dev has proven.\n" + _STACK)
     (folder / "Pulumi.local-other.yaml").write_text(_STACK)
-    found = World(tmp_path)
+    found = World(root)
     found.criteria("min_runs: 3")
     return found
 

@@ -41,7 +41,11 @@ def test_a_swapped_signature_does_not_fit(world: Any) -> None:
     bad, good = world.files()
     envelope, other = json.loads(bad.read_bytes()), json.loads(good.read_bytes())
     rewrite(bad, stacks.canonical_json({**envelope, "signatures": other["signatures"]}))
-    world.not_promoted("the signature does not fit the statement")
+    said = r"evidence 000001\.json: bears the signature of 000002\.json; signatures were swapped or copied"
+    world.not_promoted(said)
+    # Both ways round, too.
+    rewrite(good, stacks.canonical_json({**other, "signatures": envelope["signatures"]}))
+    world.not_promoted(said)
 
 
 def test_a_signature_by_a_key_of_ones_own_is_not_trusted(world: Any) -> None:
@@ -55,13 +59,13 @@ def test_a_truncated_file_is_named(world: Any) -> None:
     world.record()
     path = world.files()[0]
     rewrite(path, path.read_bytes()[:-20])
-    world.not_promoted(r"evidence 000001\.json: not an evidence envelope, cut short or edited")
+    world.not_promoted(r"evidence 000001\.json: cut short: its \d+ bytes end in the middle")
 
 
 def test_an_empty_file_is_named(world: Any) -> None:
     world.record()
     rewrite(world.files()[0], b"")
-    world.not_promoted("cut short or edited")
+    world.not_promoted("cut short: its 0 bytes")
 
 
 def test_evidence_taken_out_of_the_middle_is_missed(world: Any) -> None:
