@@ -37,13 +37,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class _Forge:
-    """A pull or merge request's comments. `page`: the address of the list; `one`: of one of them."""
+    """A pull or merge request's comments. `page`: the address of the list; `one`: of one of them; `whoami`: of the token's user,
+    where the forge tells."""
 
     page: str
     one: str
     method: Literal["PATCH", "PUT"]
     headers: Mapping[str, str]
     number: str
+    whoami: str | None = None
 
 
 def comment(
@@ -95,13 +97,25 @@ class _Api:
         self, client: httpx2.Client, forge: _Forge, sleep: Callable[[float], None], clock: Callable[[], float]
     ) -> None:
         self._client, self._forge, self._sleep, self._clock = client, forge, sleep, clock
+        self._me: object = None
 
     def find(self) -> Mapping[str, Any] | None:
-        """The oldest comment that begins with our marker."""
+        """The oldest comment that begins with our marker and that no stranger wrote: its author could change it again."""
         for entry in self._entries():
-            if str(entry.get("body", "")).startswith(MARKER) and entry.get("system") is not True:
+            if str(entry.get("body", "")).startswith(MARKER) and self._ours(entry):
                 return entry
         return None
+
+    def _ours(self, entry: Mapping[str, Any]) -> bool:
+        """GitHub: a bot's, or of one who may write to the repository anyway. GitLab: of the token's own user."""
+        if entry.get("system") is True:
+            return False
+        if self._forge.whoami is None:
+            bot = (entry.get("user") or {}).get("type") == "Bot"
+            return bot or entry.get("author_association") in ("OWNER", "MEMBER", "COLLABORATOR")
+        if self._me is None:
+            self._me = self._call("GET", self._forge.whoami, None).json().get("id")
+        return (entry.get("author") or {}).get("id") == self._me
 
     def _entries(self) -> Iterator[Mapping[str, Any]]:
         address: str | None = f"{self._forge.page}?per_page=100"
@@ -209,6 +223,7 @@ def _gitlab(env: Mapping[str, str]) -> _Forge:
             "User-Agent": "tollgate",
         },
         number=number,
+        whoami=f"{api}/user",
     )
 
 

@@ -53,6 +53,8 @@ class Forge:
         if self.trouble:
             status, headers = self.trouble.pop(0)
             return self.answer(request, status, [] if status == 200 else {"message": "trouble"}, headers)
+        if request.path.endswith("/user"):
+            return self.answer(request, 200, {"id": 7})
         if request.command == "GET":
             return self.list(request)
         if not self.may_write:
@@ -64,6 +66,7 @@ class Forge:
                 "id": len(self.comments) + 1,
                 "body": body["body"],
                 "html_url": f"{self.url}/c{len(self.comments) + 1}",
+                **self.author("bot"),
             }
             self.comments.append(made)
             return self.answer(request, 201, made)
@@ -95,9 +98,15 @@ class Forge:
         request.end_headers()
         request.wfile.write(data)
 
-    def talk(self, others: int) -> None:
+    def author(self, who: str) -> dict[str, Any]:
+        if self.gitlab:
+            return {"author": {"id": {"bot": 7, "stranger": 8}[who]}, "system": False}
+        kind = {"bot": "Bot", "stranger": "User"}[who]
+        return {"user": {"login": who, "type": kind}, "author_association": "NONE"}
+
+    def talk(self, others: int, body: str = f"about {MARKER} and more") -> None:
         for _ in range(others):
-            self.comments.append({"id": len(self.comments) + 1, "body": f"about {MARKER} and more"})
+            self.comments.append({"id": len(self.comments) + 1, "body": body, **self.author("stranger")})
 
 
 @pytest.fixture
@@ -141,6 +150,24 @@ def test_the_first_run_makes_a_comment_and_the_next_ones_update_it_wherever_it_s
     ours = [entry for entry in forge.comments if entry["body"].startswith(MARKER)]
     assert [entry["body"] for entry in ours] == [BODY + "more"]
     assert len(forge.comments) == 74
+
+
+@pytest.mark.parametrize("gitlab", [False, True])
+def test_a_stranger_s_comment_with_our_marker_is_not_taken_for_ours(forge: Forge, gitlab: bool) -> None:
+    """He could change it again, and it would say what he likes where ours is read."""
+    forge.gitlab = gitlab
+    forge.talk(1, body=f"{MARKER}\n### no change")
+    assert put(forge).done == "created"
+    assert put(forge, BODY + "more").done == "updated"
+    assert [entry["body"] for entry in forge.comments] == [f"{MARKER}\n### no change", BODY + "more"]
+
+
+def test_a_comment_of_somebody_who_may_write_is_updated(forge: Forge) -> None:
+    """A personal token writes as a person."""
+    forge.talk(1, body=BODY)
+    forge.comments[0] |= {"author_association": "MEMBER"}
+    assert put(forge, BODY + "more").done == "updated"
+    assert len(forge.comments) == 1
 
 
 def test_a_comment_behind_many_pages_is_found(forge: Forge) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 import preview as room
 import stacks
@@ -102,13 +105,29 @@ def test_what_the_engine_refuses_is_the_answer(checkout: Path, environment: dict
     assert "nothing was promoted into it" in closed.error
 
 
-def test_a_deployed_stack_shows_what_would_be_replaced_and_why(
-    environment: dict[str, str], tmp_path: Path, cluster: Any
+@pytest.fixture
+def bucket() -> Iterator[dict[str, str]]:
+    """A state in a bucket, as a team has it; the other tests here have theirs in files."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    env = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
+        aws_access_key_id="test", aws_secret_access_key="test",
+    ).create_bucket(Bucket="states")  # fmt: skip
+    how = f"?endpoint=127.0.0.1:{port}&disableSSL=true&s3ForcePathStyle=true&region=us-east-1"
+    yield {**env, "PULUMI_BACKEND_URL": f"s3://states/one{how}"}
+    server.stop()
+
+
+def test_a_stack_whose_state_is_in_a_bucket_shows_what_would_be_replaced_and_why(
+    bucket: dict[str, str], tmp_path: Path, cluster: Any
 ) -> None:
     (tmp_path / "Pulumi.yaml").write_text("name: tollgate\nruntime: python\n")
     program = tmp_path / "__main__.py"
     program.write_text(PROGRAM.format(nodes=2, name="home-a"))
-    env = {**cluster.environment(tmp_path), "PYTHONPATH": str(HERE)}
+    env = {**cluster.environment(tmp_path), **bucket, "PYTHONPATH": str(HERE)}
     (tmp_path / "stacks").mkdir()
     pulumi(tmp_path, env, "stack", "init", "one")
     pulumi(tmp_path, env, "up", "-s", "one", "--yes", "--skip-preview")
