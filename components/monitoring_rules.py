@@ -1,0 +1,286 @@
+"""Recording rules and alerts of one stack: pure functions from what is known of it to Prometheus' rule file.
+
+Every engine's metrics are recorded under one set of names, `tollgate:…`, which alerts, dashboards and `tollgate watch` read: an
+engine that renames a metric changes one line here. A promise on latency is judged on the engine's own histogram, at the
+largest of its bounds within the promise: a bound that the histogram does not have would match nothing and never fire.
+
+Deliberately not here: who is told. That is Alertmanager's, and yours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import planner
+import stacks
+
+from .autoscaler_policy import Source
+
+# As vLLM 0.32 serves them (tests/bench/simulator/vllm-0.32.0-series.txt); the jump from 1.0 to 2.5 is its own.
+BOUNDS: dict[str, tuple[float, ...]] = {
+    "ttft": (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+             160.0, 640.0, 2560.0),
+    "itl": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+    "e2e": (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+            1920.0, 7680.0),
+}  # fmt: skip
+_HISTOGRAMS = {
+    "vllm": {"ttft": "vllm:time_to_first_token_seconds", "itl": "vllm:inter_token_latency_seconds",
+             "e2e": "vllm:e2e_request_latency_seconds"},
+    "sglang": {"ttft": "sglang:time_to_first_token_seconds", "itl": "sglang:inter_token_latency_seconds",
+               "e2e": "sglang:e2e_request_latency_seconds"},
+}  # fmt: skip
+_WORDS = {"ttft": "time to first token", "itl": "time between tokens", "e2e": "time to the last token"}
+# Google's SRE workbook, chapter 5: a fast burn eats 2 % of a month's budget in an hour, a slow one 5 % in six.
+_BURNS = (("fast", 14.4, "1h", "5m", "critical"), ("slow", 6.0, "6h", "30m", "warning"))
+_BUDGET = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a stack when it is deployed.
+
+    `dialect`: whose metrics its pods have (`vllm`, `sglang`), empty for none. `memory_bytes`: that a replica asks for.
+    `start_seconds`: within which a pod must be Ready. `replica_usd_per_hour`: of one replica. `evidence_until`: when what let
+    the release in expires, as Unix seconds. `fleet`: a fleet of simulators, judged by what it adds.
+    """
+
+    stack: str
+    model: str
+    region: str
+    source: Source
+    dialect: str
+    objectives: Mapping[str, float]
+    replicas_min: int
+    replicas_max: int
+    memory_bytes: float
+    start_seconds: float
+    replica_usd_per_hour: float
+    autoscaled: bool
+    fleet: bool = False
+    evidence_until: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One alert. `minutes`: for so long before it fires."""
+
+    name: str
+    expr: str
+    minutes: float
+    severity: str
+    summary: str
+    action: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def bound_within(kind: str, limit: float) -> float:
+    """The largest bound of that histogram that is not above the promise; the smallest where all are."""
+    return max((bound for bound in BOUNDS[kind] if bound <= limit), default=BOUNDS[kind][0])
+
+
+def _shown(value: float) -> str:
+    """A bound as Prometheus' client writes it into `le`."""
+    return repr(float(value))
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def recordings(facts: Facts) -> list[tuple[str, str]]:
+    """(record, expr) pairs. What a stack has no source for is left out, and so is what would be read from it."""
+    ns, source = f'namespace="{facts.source.namespace}"', facts.source
+    pods = f'{ns},pod=~"engine.*"'
+    found = [
+        ("tollgate:replicas:count", f"count by (namespace) (up{{{pods}}} == 1)"),
+        ("tollgate:slots:sum", f"count by (namespace) (up{{{pods}}} == 1) * {source.slots}"),
+        (
+            "tollgate:cpu_utilisation:ratio",
+            f"sum by (namespace) (rate(process_cpu_seconds_total{{{pods}}}[1m]))"
+            f" / (count by (namespace) (process_cpu_seconds_total{{{pods}}}) * {source.cpus:g})",
+        ),
+        (
+            "tollgate:cpu_utilisation:max",
+            f"max by (namespace) (rate(process_cpu_seconds_total{{{pods}}}[1m])) / {source.cpus:g}",
+        ),
+        (
+            "tollgate:memory_utilisation:max",
+            f"max by (namespace) (process_resident_memory_bytes{{{pods}}}) / {facts.memory_bytes:.0f}",
+        ),
+    ]
+    if source.waiting:
+        found.append(("tollgate:queue:sum", f"sum by (namespace) ({source.waiting}{{{ns}}})"))
+    if source.running:
+        found.append(("tollgate:running:sum", f"sum by (namespace) ({source.running}{{{ns}}})"))
+    if facts.dialect:
+        found += _engine(facts, ns)
+    elif source.gateway:
+        found += _gateway(ns)
+    if any(record == "tollgate:output_tokens:rate1m" for record, _ in found):
+        found.append(
+            (
+                "tollgate:cost_per_million_tokens:usd",
+                f"tollgate:replicas:count{{{ns}}} * {facts.replica_usd_per_hour:g}"
+                f" / (tollgate:output_tokens:rate1m{{{ns}}} * 3600 / 1e6)",
+            )
+        )
+    return found
+
+
+def _engine(facts: Facts, ns: str) -> list[tuple[str, str]]:
+    vllm = facts.dialect == "vllm"
+    done = "vllm:request_success_total" if vllm else "sglang:num_requests_total"
+    kv = "vllm:kv_cache_usage_perc" if vllm else "sglang:token_usage"
+    found = [
+        ("tollgate:requests:rate1m", f"sum by (namespace) (rate({done}{{{ns}}}[1m]))"),
+        ("tollgate:requests:increase1h", f"sum by (namespace) (increase({done}{{{ns}}}[1h]))"),
+        (
+            "tollgate:output_tokens:rate1m",
+            f"sum by (namespace) (rate({facts.dialect}:generation_tokens_total{{{ns}}}[1m]))",
+        ),
+        ("tollgate:input_tokens:rate1m", f"sum by (namespace) (rate({facts.dialect}:prompt_tokens_total{{{ns}}}[1m]))"),
+        ("tollgate:kv_cache:max", f"max by (namespace) ({kv}{{{ns}}})"),
+    ]
+    if vllm:
+        all_requests = f'http_requests_total{{{ns},handler!~"/metrics|/health|/v1/models|none"}}'
+        failed = f'http_requests_total{{{ns},handler!~"/metrics|/health|/v1/models|none",status="5xx"}}'
+        found += [
+            ("tollgate:preemptions:rate5m", f"sum by (namespace) (rate(vllm:num_preemptions_total{{{ns}}}[5m]))"),
+            (
+                "tollgate:added_latency_seconds:p99",
+                "histogram_quantile(0.99, sum by (namespace, le) "
+                f"(rate(http_request_duration_highr_seconds_bucket{{{ns}}}[1m])))",
+            ),
+            *[
+                (
+                    f"tollgate:errors:ratio{window}",
+                    f"((sum by (namespace) (rate({_over(failed, window)}))) or 0 * sum by (namespace) "
+                    f"(rate({_over(all_requests, window)}))) / (sum by (namespace) (rate({_over(all_requests, window)})) > 0)",
+                )
+                for window in ("2m", "5m", "30m", "1h", "6h")
+            ],
+        ]
+    for kind, name in _HISTOGRAMS[facts.dialect].items():
+        for share in (50, 95, 99):
+            found.append(
+                (
+                    f"tollgate:{kind}_seconds:p{share}",
+                    f"histogram_quantile({share / 100:g}, sum by (namespace, le) (rate({name}_bucket{{{ns}}}[1m])))",
+                )
+            )
+    # Shares of requests over the promise; only of an engine whose bounds are known.
+    for kind, limit in _latencies(facts) if vllm else ():
+        name, bound = _HISTOGRAMS["vllm"][kind], _shown(bound_within(kind, limit))
+        for window in ("5m", "30m", "1h", "6h"):
+            within = f'sum by (namespace) (rate({name}_bucket{{{ns},le="{bound}"}}[{window}]))'
+            found.append(
+                (
+                    f"tollgate:{kind}_over:ratio{window}",
+                    f"1 - {within} / (sum by (namespace) (rate({name}_count{{{ns}}}[{window}])) > 0)",
+                )
+            )
+    return found
+
+
+def _over(selector: str, window: str) -> str:
+    return f"{selector}[{window}]"
+
+
+def _gateway(ns: str) -> list[tuple[str, str]]:
+    """What the proxy knows of an engine without metrics. Its times are means of the last 1024 requests, not percentiles."""
+    answers = "haproxy_backend_http_responses_total"
+    return [
+        ("tollgate:open:sum", f"sum by (namespace) (haproxy_backend_current_sessions{{{ns}}})"),
+        ("tollgate:requests:rate1m", f'sum by (namespace) (rate({answers}{{{ns},code="2xx"}}[1m]))'),
+        ("tollgate:requests:increase1h", f'sum by (namespace) (increase({answers}{{{ns},code="2xx"}}[1h]))'),
+        ("tollgate:e2e_seconds:mean", f"max by (namespace) (haproxy_backend_total_time_average_seconds{{{ns}}})"),
+        *[
+            (
+                f"tollgate:errors:ratio{window}",
+                f'sum by (namespace) (rate({answers}{{{ns},code="5xx"}}[{window}]))'
+                f" / (sum by (namespace) (rate({answers}{{{ns}}}[{window}])) > 0)",
+            )
+            for window in ("2m", "5m", "30m", "1h", "6h")
+        ],
+    ]
+
+
+def _latencies(facts: Facts) -> tuple[tuple[str, float], ...]:
+    """The promised latencies as (kind, seconds)."""
+    return tuple(
+        (name.removesuffix("_p95_seconds"), limit)
+        for name, limit in facts.objectives.items()
+        if name.endswith("_p95_seconds")
+    )
+
+
+# ---------------------------------------------------------------- alerts
+
+
+def alerts(facts: Facts) -> list[Alert]:
+    """All alerts of a stack that something can be known of, the ones people are woken for first."""
+    from .monitoring_alerts import all_of
+
+    return all_of(facts)
+
+
+def rule_file(facts: Facts) -> dict[str, Any]:
+    """Prometheus' rule file, and the `spec` of a PrometheusRule: two groups, recordings before what reads them."""
+    own = {"stack": facts.stack, "model": facts.model, "region": facts.region}
+    return {
+        "groups": [
+            {
+                "name": f"tollgate-{facts.stack}-recordings",
+                "rules": [{"record": record, "expr": expr, "labels": own} for record, expr in recordings(facts)],
+            },
+            {
+                "name": f"tollgate-{facts.stack}-alerts",
+                "rules": [
+                    {
+                        "alert": one.name,
+                        "expr": one.expr,
+                        **({"for": f"{one.minutes * 60:.0f}s"} if one.minutes else {}),
+                        "labels": {"severity": one.severity, **own, **one.labels},
+                        "annotations": {"summary": one.summary, "action": one.action},
+                    }
+                    for one in alerts(facts)
+                ],
+            },
+        ]
+    }
+
+
+def facts_of(
+    stack: stacks.Stack,
+    plan: planner.Plan,
+    source: Source,
+    rendered: Mapping[str, Any],
+    evidence_until: float | None = None,
+) -> Facts:
+    """From a stack's files, its plan and its chart's values."""
+    from .autoscaler import bounds
+
+    least, most = bounds(stack.autoscaling, plan)
+    autoscaled = stack.fleet.nodes.min < stack.fleet.nodes.max
+    memory = str((rendered.get("resources") or {}).get("memory", "8Gi"))
+    unit = {"Mi": 2**20, "Gi": 2**30}[memory[-2:]]
+    dialect = (source.waiting or "").partition(":")[0]
+    return Facts(
+        stack=stack.name,
+        model=stack.release.model,
+        region=plan.region,
+        source=source,
+        dialect=dialect,
+        objectives=dict(stack.objectives.items()),
+        replicas_min=least if autoscaled else plan.replicas_max,
+        replicas_max=most,
+        memory_bytes=float(memory[:-2]) * unit,
+        start_seconds=float(rendered.get("loadSeconds") or 300),
+        replica_usd_per_hour=plan.cost_per_hour_max_usd / max(1, plan.replicas_max),
+        autoscaled=autoscaled,
+        fleet=stack.autoscaling.policy == "simulator",
+        evidence_until=evidence_until if evidence_until is None or math.isfinite(evidence_until) else None,
+    )
