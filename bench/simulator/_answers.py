@@ -180,7 +180,7 @@ def burst(
 ) -> bytes:
     """A whole stream at once, event by event as if it had taken its time."""
     head = style.head(ident, created)
-    starts, rests, middles = style.tables(len(head))
+    starts, rests, middles, _ = style.tables(len(head))
     left = tokens - 1
     parts = [style.opening(ident, created)]
     at = start

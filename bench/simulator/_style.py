@@ -15,6 +15,7 @@ import orjson
 
 from ._words import LENGTH, Corpus
 
+Pairs = list[tuple[bytes, bytes]]
 FINGERPRINT = b"vllm-0.32.0-bac2cd85"
 DONE = b"e\r\ndata: [DONE]\n\n\r\n"
 END = b"0\r\n\r\n"
@@ -30,14 +31,14 @@ def event(data: bytes) -> bytes:
     return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + 8, data)
 
 
-def _from(items: list[bytes], start: int) -> Iterator[bytes]:
+def _from(items: Pairs, start: int) -> Iterator[tuple[bytes, bytes]]:
     """The items from that place on; a slice or `islice` would copy or step over what lies before it."""
     made: Any = iter(items)
     made.__setstate__(start)  # how a list's iterator is unpickled
-    return cast("Iterator[bytes]", made)
+    return cast("Iterator[tuple[bytes, bytes]]", made)
 
 
-def _around(items: list[bytes], start: int) -> Iterator[bytes]:
+def _around(items: Pairs, start: int) -> Iterator[tuple[bytes, bytes]]:
     """The items from that place on, again and again."""
     return chain(_from(items, start), chain.from_iterable(repeat(items)))
 
@@ -67,7 +68,7 @@ class Style:
         self.chat = chat
         self.model = orjson.dumps(model)
         self._corpus = corpus
-        self._tables: dict[int, tuple[list[bytes], list[bytes], list[bytes]]] = {}
+        self._tables: dict[int, tuple[list[bytes], list[bytes], list[bytes], Pairs]] = {}
         vllm = dialect == "vllm"
         kind = b"chat.completion" if chat else b"text_completion"
         self.prefix = b"chatcmpl-" if chat else b"cmpl-"
@@ -101,10 +102,11 @@ class Style:
         """The part of every event of one stream before the token."""
         return b'{"id":"%b%b%b%d%b' % (self.prefix, ident, self.before, created, self.first)
 
-    def tables(self, head: int) -> tuple[list[bytes], list[bytes], list[bytes]]:
-        """(starts, rests, middles) by token of the corpus for events whose constant part has `head` bytes.
+    def tables(self, head: int) -> tuple[list[bytes], list[bytes], list[bytes], Pairs]:
+        """(starts, rests, middles, pairs) by token of the corpus for events whose constant part has `head` bytes.
 
-        A middle is the rest of one token with the start of the next: `head.join(middles)` is a run of events.
+        A middle is the rest of one token with the start of the next: `head.join(middles)` is a run of events. A pair is
+        start and rest of a token: `head.join(pair)` is its event.
         """
         found = self._tables.get(head)
         if found is None:
@@ -115,15 +117,14 @@ class Style:
             starts = [b"%x\r\ndata: " % (fixed + len(piece)) for piece in pieces]
             rests = [piece + self.after + b"\n\n\r\n" for piece in pieces]
             middles = [rest + after for rest, after in zip(rests, starts[1:] + starts[:1], strict=True)]
-            found = self._tables[head] = (starts + starts, rests + rests, middles + middles)
+            pairs = list(zip(starts, rests, strict=True))
+            found = self._tables[head] = (starts + starts, rests + rests, middles + middles, pairs + pairs)
         return found
 
     def events(self, head: bytes, start: int, tokens: int) -> Iterator[bytes]:
         """The events of `tokens` tokens (or more) from number `start` of the corpus (0 <= start < LENGTH) on, one by one."""
-        starts, rests, _ = self.tables(len(head))
-        if tokens <= LENGTH:
-            return map(b"".join, zip(_from(starts, start), repeat(head), _from(rests, start), strict=False))
-        return map(b"".join, zip(_around(starts, start), repeat(head), _around(rests, start), strict=False))
+        pairs = self.tables(len(head))[3]
+        return map(head.join, _from(pairs, start) if tokens <= LENGTH else _around(pairs, start))
 
     def opening(self, ident: bytes, created: int) -> bytes:
         """The event before the first token, where the dialect has one."""
