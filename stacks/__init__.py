@@ -43,7 +43,7 @@ from ._models import (
     Traffic,
 )
 from ._scaling import Autoscaling, Query
-from ._yaml import read_mapping
+from ._yaml import line_of, read_mapping
 
 __all__ = [
     "BUCKET_SCHEMES",
@@ -86,6 +86,7 @@ __all__ = [
     "bucket_words",
     "canonical_json",
     "digest",
+    "line_of",
     "load_pipeline",
     "load_release",
     "load_stack",

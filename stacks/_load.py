@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from ._base import Model
 from ._errors import InputError
 from ._models import Pipeline, Release, Stack
-from ._yaml import read_mapping, repeatable
+from ._yaml import line_of, read_mapping, repeatable
 
 _PREFIX = "tollgate:"
 _M = TypeVar("_M", bound=Model)
@@ -140,7 +139,9 @@ def _explain(error: ValidationError, model: type[Model], path: Path, root: Path,
     first, *others = error.errors(include_url=False)
     keys = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "function-", "literal["))]
     key = prefix + ".".join(keys) if keys else "the whole file"
-    line = _line_of(path, keys, prefix)
+    wanted = ["config", prefix + keys[0], *keys[1:]] if prefix and keys else keys
+    at = line_of(path, wanted)
+    line = f", line {at}" if at is not None else ""
     got = "nothing" if first["type"] == "missing" else repeatable(keys, first["input"])
     allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     fix = f"set {key}" if first["type"] == "missing" else f"correct {key}"
@@ -154,22 +155,3 @@ def _explain(error: ValidationError, model: type[Model], path: Path, root: Path,
     if others:
         fix += f" ({len(others)} more finding{'s' if len(others) > 1 else ''} after it)"
     return InputError(where=f"{_shown(path, root)}{line}, {key}", got=got, allowed=allowed, fix=fix)
-
-
-def _line_of(path: Path, keys: list[str], prefix: str) -> str:
-    """`, line N` of the innermost key that exists in the file, or nothing."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    wanted = ["config", prefix + keys[0], *keys[1:]] if prefix and keys else keys
-    line = None
-    for key in wanted:
-        if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
-            node = node.value[int(key)]
-            line = node.start_mark.line + 1
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            break
-        found = next(((k, v) for k, v in node.value if k.value == key), None)
-        if found is None:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return f", line {line}" if line is not None else ""

@@ -82,6 +82,24 @@ def read_mapping(path: Path, root: Path, *, empty: bool = False) -> dict[str, An
     return loaded
 
 
+def line_of(path: Path, keys: list[str]) -> int | None:
+    """The line, from 1, of the innermost of these nested keys that the YAML file has; None where it has none of them."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = None
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line + 1
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((k, v) for k, v in node.value if k.value == key), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
 def repeatable(keys: list[str], value: object) -> str:
     """What an error says was got, without what looks like a secret by the names of its keys; at most 200 characters."""
     if any(_SECRET.search(key) for key in keys) and not isinstance(value, bool | int | float):
