@@ -145,10 +145,11 @@ class Forecast(_Frozen):
 
 
 class Analysis(_Frozen):
-    """`scenario`: whether workers help, don't help, or hurt, and how sure that is; `optimal`: the fewest workers within
+    """`scenario`: whether workers help, don't help, or hurt, and how sure that is (unknown: there was one number of them only,
+    and both confidences are 0); `optimal`: the fewest workers within
     5 % of the best rate, and how sure. `warnings`: why not to trust it further, in sentences."""
 
-    scenario: Literal["workers help", "workers do not help", "workers hurt"]
+    scenario: Literal["workers help", "workers do not help", "workers hurt", "unknown"]
     confidence: Annotated[float, Field(ge=0, le=1)]
     because: str
     optimal_workers: int

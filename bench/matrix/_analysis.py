@@ -2,8 +2,11 @@
 
 Everything is done on logarithms of rates, where errors are relative. Cells of one worker count are pooled with the variance
 between batches beside each cell's own (random effects; DerSimonian and Laird, Meta-analysis in clinical trials, Controlled
-Clinical Trials 7, 1986), which is shared by all worker counts because each has only a few cells. What follows from
-several rates at once (which scenario, which is best) is counted over draws from Student's t around the pooled rates.
+Clinical Trials 7, 1986), which is shared by all worker counts because each has only a few cells. Few cells cannot know that
+variance: they are helped by two cells' worth of what batches of one service are known to differ by (moderated variances; Smyth,
+Linear models and empirical Bayes methods, Statistical Applications in Genetics and Molecular Biology 3:1, 2004), so that a
+matrix of a single batch size is unsure instead of certain. What follows from several rates at once (which scenario, which is
+best) is counted over draws from Student's t around the pooled rates.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ _FLATTERS = 1.25
 _DRAWS, _SEED = 20_000, 1
 Scenario = Literal["workers help", "workers do not help", "workers hurt"]
 _SCENARIOS: tuple[Scenario, ...] = ("workers help", "workers do not help", "workers hurt")
-# Of one sample alone, where nothing is known of the spread between samples.
-_ALONE = 0.02
+# What batches of one service differ by, as a share of the rate, before any is seen, and how many cells that is worth.
+_PRIOR_SPREAD, _PRIOR_CELLS = 0.05, 2
+# By how much the log rate may change with the log of the batch size before any is seen: 12 % for ten times as many requests.
+_PRIOR_SLOPE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,11 @@ def sample_of(cell: Cell) -> Sample | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pooled:
-    """Log rates by level, their standard errors, what batches differ by besides (tau), and the degrees of freedom."""
+    """Log rates by level, their standard errors, what batches differ by besides (tau), and the degrees of freedom.
+
+    `drift`: change of the log rate with the log of the batch size, 0 where none is sure; `slope_error`: what that may be off by;
+    `middle`: the mean log batch size. `spare`: cells beyond one for each level.
+    """
 
     levels: tuple[int, ...]
     centre: NDArray[np.float64]
@@ -78,20 +87,30 @@ class _Pooled:
     tau: float
     freedom: float
     drift: float
+    slope_error: float
+    middle: float
+    spare: int
 
 
 def analyse(
     samples: Sequence[Sample], *, forecasts: Sequence[int] = (), what: str = "workers", lost: Sequence[str] = ()
 ) -> Analysis | None:
-    """The decision; None with fewer than two levels. `lost`: sentences about cells that could not be used."""
+    """The decision; None without samples. `lost`: sentences about cells that could not be used.
+
+    One level alone decides nothing (scenario "unknown"), but what it does, and how long batches take with it, is known.
+    """
     levels = tuple(sorted({sample.level for sample in samples}))
-    if len(levels) < 2:
+    if not levels:
         return None
     pooled = _pool(samples, levels)
     draws = _drawn(pooled, pooled.error)
     refused = {level: _refused([s for s in samples if s.level == level]) for level in levels}
     optimal, optimal_confidence = _optimal(levels, pooled.centre, draws, refused)
-    scenario, confidence = _scenario(pooled.centre, draws)
+    scenario: Scenario | Literal["unknown"]
+    if len(levels) > 1:
+        scenario, confidence = _scenario(pooled.centre, draws)
+    else:
+        scenario, confidence, optimal_confidence = "unknown", 0.0, 0.0
     quantile = _quantile(0.975, pooled.freedom)
     found = []
     for index, level in enumerate(levels):
@@ -113,7 +132,7 @@ def analyse(
         optimal_confidence=optimal_confidence,
         levels=tuple(found),
         forecasts=_forecasts(samples, pooled, levels.index(optimal), optimal, forecasts),
-        warnings=(*_warnings(samples, pooled, forecasts, what), *lost),
+        warnings=(*_warnings(samples, pooled, forecasts, what), *_unsure(pooled, found, what), *lost),
     )
 
 
@@ -122,37 +141,45 @@ def _pool(samples: Sequence[Sample], levels: tuple[int, ...]) -> _Pooled:
     s = np.array([sample.spread for sample in samples])
     group = np.array([levels.index(sample.level) for sample in samples])
     batch = np.log([sample.batch for sample in samples])
-    drift = _drift(y, group, batch, len(levels))
+    drift, slope_error = _drift(y, group, batch, len(levels))
     # Where longer batches go at another rate, all are seen as the longest.
     y = y + drift * (batch.max() - batch)
     spare = len(y) - len(levels) - (1 if drift else 0)
-    tau2 = _between(y, s, group, len(levels), spare)
+    tau2 = _PRIOR_CELLS * _PRIOR_SPREAD**2 + max(0, spare) * _between(y, s, group, len(levels), spare)
+    tau2 /= _PRIOR_CELLS + max(0, spare)
     weight = 1 / (s**2 + tau2)
     total = np.array([weight[group == g].sum() for g in range(len(levels))])
     centre = np.array([(weight * y)[group == g].sum() for g in range(len(levels))]) / total
-    error = np.sqrt(1 / total)
-    within = float(sum(sample.freedom for sample in samples)) / len(levels)
-    freedom = max(2.0, float(spare)) if tau2 > 0 else max(2.0, within)
-    if spare <= 0:
-        # One cell for each: what another one would differ by is unknown, and is not nothing.
-        error = np.sqrt(error**2 + _ALONE**2)
-    return _Pooled(levels=levels, centre=centre, error=error, tau=math.sqrt(tau2), freedom=freedom, drift=drift)
+    return _Pooled(
+        levels=levels, centre=centre, error=np.sqrt(1 / total), tau=math.sqrt(tau2),
+        freedom=float(_PRIOR_CELLS + max(0, spare)), drift=drift, slope_error=slope_error, middle=float(batch.mean()),
+        spare=spare,
+    )  # fmt: skip
 
 
-def _drift(y: NDArray[np.float64], group: NDArray[np.int64], batch: NDArray[np.float64], levels: int) -> float:
-    """By how much the log rate rises with the log of the batch size; 0 where that may be chance or is below 5 %."""
+def _drift(
+    y: NDArray[np.float64], group: NDArray[np.int64], batch: NDArray[np.float64], levels: int
+) -> tuple[float, float]:
+    """By how much the log rate rises with the log of the batch size, 0 where that may be chance or is below 5 %; and what any
+    slope may be off by, which with one size of batch is all that is thought possible."""
     centred_y, centred_x = y.copy(), batch.copy()
     for g in range(levels):
         inside = group == g
         centred_y[inside] -= y[inside].mean()
         centred_x[inside] -= batch[inside].mean()
     spread, spare = float((centred_x**2).sum()), len(y) - levels - 1
-    if spread <= 0 or spare < 3:
-        return 0.0
+    if spread <= 0:
+        return 0.0, _PRIOR_SLOPE
     slope = float((centred_x * centred_y).sum()) / spread
-    error = math.sqrt(float(((centred_y - slope * centred_x) ** 2).sum()) / spare / spread)
+    left = float(((centred_y - slope * centred_x) ** 2).sum())
+    moderated = (left + _PRIOR_CELLS * _PRIOR_SPREAD**2) / (max(0, spare) + _PRIOR_CELLS)
+    unsure = 1 / math.sqrt(spread / moderated + 1 / _PRIOR_SLOPE**2)
+    if spare < 3:
+        return 0.0, unsure
+    error = math.sqrt(left / spare / spread)
     significant = abs(slope) > _quantile(0.995, spare) * error
-    return slope if significant and abs(slope) * float(batch.max() - batch.min()) > _NEAR else 0.0
+    large = abs(slope) * float(batch.max() - batch.min()) > _NEAR
+    return (slope if significant and large else 0.0), unsure
 
 
 def _between(
@@ -190,9 +217,15 @@ def _which(rates: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _scenario(centre: NDArray[np.float64], draws: NDArray[np.float64]) -> tuple[Scenario, float]:
-    kinds = np.bincount(_which(draws), minlength=3) / len(draws)
+    """Which one, and how sure. That the best of several beats the fewest is what chance alone brings about before long: such
+    a claim has to hold against each of the comparisons that it was picked from (Sidak, JASA 62:318, 1967)."""
     found = int(_which(centre[None, :])[0])
-    return _SCENARIOS[found], float(kinds[found])
+    sure = float((_which(draws) == found).mean())
+    if found == 0:
+        best = int(centre.argmax())
+        alone = float((draws[:, best] >= draws[:, 0] + math.log1p(_GAIN)).mean())
+        sure = min(sure, alone ** (len(centre) - 1))
+    return _SCENARIOS[found], sure
 
 
 def _optimal(
@@ -228,6 +261,8 @@ def _counted(count: int, what: str) -> str:
 
 def _because(levels: Sequence[Level], what: str) -> str:
     few, many = levels[0], levels[-1]
+    if len(levels) == 1:
+        return f"{few.requests_per_second:.3g} requests/s with {_counted(few.workers, what)}"
     best = max(levels, key=lambda level: level.requests_per_second)
     text = (
         f"{few.requests_per_second:.3g} requests/s with {_counted(few.workers, what)}, at best "
@@ -241,21 +276,30 @@ def _because(levels: Sequence[Level], what: str) -> str:
 def _forecasts(
     samples: Sequence[Sample], pooled: _Pooled, index: int, level: int, counts: Sequence[int]
 ) -> tuple[Forecast, ...]:
-    """Another batch differs from the mean of those that were measured by tau, besides what the mean is unsure by."""
-    error = math.sqrt(float(pooled.error[index]) ** 2 + pooled.tau**2)
-    margin = math.exp(_quantile(0.95, pooled.freedom) * error)
+    """Another batch differs from the mean of those that were measured by tau, besides what the mean is unsure by; and the
+    further it is from them, by what the rate may change with the size. A change that was seen may go on: the interval, not
+    the figure, has it."""
     rate = math.exp(float(pooled.centre[index]))
+    largest = math.log(max(sample.batch for sample in samples))
     # The last answers come one latency after the last request was sent.
     tail = max(sample.latency for sample in samples if sample.level == level)
-    return tuple(
-        Forecast(
-            requests=count,
-            seconds=count / rate + tail,
-            low=count / rate / margin + tail,
-            high=count / rate * margin + tail,
+    found = []
+    for count in counts:
+        away = math.log(count)
+        error = math.sqrt(
+            float(pooled.error[index]) ** 2 + pooled.tau**2 + (pooled.slope_error * (away - pooled.middle)) ** 2
         )
-        for count in counts
-    )
+        margin = math.exp(_quantile(0.95, pooled.freedom) * error)
+        on = math.exp(pooled.drift * max(0.0, away - largest))
+        found.append(
+            Forecast(
+                requests=count,
+                seconds=count / rate + tail,
+                low=count / rate / margin / max(1.0, on) + tail,
+                high=count / rate * margin / min(1.0, on) + tail,
+            )
+        )
+    return tuple(found)
 
 
 def _warnings(samples: Sequence[Sample], pooled: _Pooled, forecasts: Sequence[int], what: str) -> tuple[str, ...]:
@@ -264,7 +308,7 @@ def _warnings(samples: Sequence[Sample], pooled: _Pooled, forecasts: Sequence[in
     if flattered:
         worst = max(flattered, key=lambda sample: sample.first / sample.rate)
         found.append(
-            f"a small sample flatters: the first 20 requests with {worst.level} {what} went at {worst.first:.2f} "
+            f"a small sample flatters: the first 20 requests with {_counted(worst.level, what)} went at {worst.first:.2f} "
             f"requests/s, {worst.rate:.2f} were sustained ({worst.first / worst.rate:.1f} times less)"
         )
     if pooled.drift:
@@ -283,4 +327,19 @@ def _warnings(samples: Sequence[Sample], pooled: _Pooled, forecasts: Sequence[in
         found.append(
             f"{len(short)} of {len(samples)} cells lasted less than ten answers' time: measure larger batches to be sure"
         )
+    return tuple(found)
+
+
+def _unsure(pooled: _Pooled, levels: Sequence[Level], what: str) -> tuple[str, ...]:
+    """What so few cells cannot know."""
+    found = []
+    if len(levels) == 1:
+        found.append(f"one number of {what} alone does not say whether more would help")
+    if pooled.spare <= 0:
+        found.append(
+            f"one cell for each number of {what}: by how much another one would differ is not known, and {_PRIOR_SPREAD:.0%} is "
+            "taken for it"
+        )
+    if all(level.refused for level in levels):
+        found.append(f"no number of {what} can be recommended: {levels[0].refused} with {levels[0].workers}")
     return tuple(found)

@@ -23,6 +23,8 @@ def rate_of(cell: Cell) -> float:
 
 def conclusion(analysis: Analysis, what: str = "workers") -> str:
     """The decision in one sentence."""
+    if analysis.scenario == "unknown":
+        return f"{analysis.because}; nothing to compare it with."
     return (
         f"{analysis.scenario.replace('workers', what).capitalize()} ({analysis.confidence:.0%} sure): {analysis.because}. Best: "
         f"{analysis.optimal_workers} ({analysis.optimal_confidence:.0%} sure that it is within 10 % of the best)."

@@ -346,11 +346,16 @@ def header(text: str) -> tuple[str, str]:
 
 
 def written(path: Path | None, text: str) -> None:
-    """Write a file of the user's. Raises InputError where that cannot be."""
+    """Write a file of the user's, all of it or nothing; what is no file (/dev/stdout) as it is. Raises InputError where that
+    cannot be."""
     if path is None:
         return
     try:
-        path.write_text(text)
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+        else:
+            # Through a link, which is to stay one.
+            stacks.write_whole(path.resolve(), text)
     except OSError as error:
         raise stacks.InputError(
             where=str(path), got=str(error.strerror), allowed="a file that can be written", fix="name another"

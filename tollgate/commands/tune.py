@@ -87,9 +87,9 @@ def tune(
     if knob.unsettled:
         console.print(f"the old value is set again, but: {knob.unsettled}", style="yellow", soft_wrap=True)
     tuning = _concluded(stack, knob.what, subject.release, found, users)
-    if tuning.analysis is None:
-        raise stacks.TollgateError("too few samples count for a conclusion; nothing was written")
-    reports.show_analysis(tuning.analysis, console, what="slots")
+    if tuning.analysis is not None:
+        reports.show_analysis(tuning.analysis, console, what="slots")
+    best(tuning)
     if write:
         for path in _written(stack, tuning):
             console.print(f"written: {path}", soft_wrap=True)
@@ -156,6 +156,23 @@ def _concluded(
     )  # fmt: skip
 
 
+def best(tuning: results.Tuning) -> results.Level:
+    """The value to be written. Raises TollgateError where the samples give no reason to write any."""
+    found = tuning.analysis
+    if found is None:
+        raise stacks.TollgateError("no sample counts; nothing was written")
+    chosen = next(level for level in found.levels if level.workers == found.optimal_workers)
+    if found.scenario == "unknown":
+        raise stacks.TollgateError(
+            f"only samples with {chosen.workers} slots count, which decides nothing; nothing was written"
+        )
+    if chosen.refused:
+        raise stacks.TollgateError(
+            f"no value can be recommended ({chosen.workers} is the best of them, but {chosen.refused}); nothing was written"
+        )
+    return chosen
+
+
 def _broken(run: results.Run, objectives: stacks.Objectives) -> str:
     """Which promise about latency this sample breaks; how much the fleet carries is for the planner."""
     for metric, limit in objectives.items():
@@ -178,32 +195,31 @@ def _written(stack: stacks.Stack, tuning: results.Tuning) -> tuple[Path, Path]:
 def tuned(text: str, tuning: results.Tuning, evidence: str, *, tensor: int = 1) -> str:
     """The release's YAML with the best value; everything else of it stays as it is. `tensor`: ranks, which have to be
     written out where the file says only `parallelism: auto`."""
-    if tuning.analysis is None:
-        raise AssertionError("nothing was concluded")
-    best = tuning.analysis.optimal_workers
-    level = next(level for level in tuning.analysis.levels if level.workers == best)
+    level = best(tuning)
     kept = re.sub(rf"^{re.escape(_TUNED)}.*\n", "", text, flags=re.MULTILINE)
     note = (
-        f"{_TUNED}{best} of {', '.join(tuning.runs)} on {tuning.stack}, {tuning.at:%F}: {level.requests_per_second:.3g} "
+        f"{_TUNED}{level.workers} of {', '.join(tuning.runs)} on {tuning.stack}, {tuning.at:%F}: {level.requests_per_second:.3g} "
         f"requests/s ({level.low:.3g} to {level.high:.3g}); {evidence} {stacks.digest(tuning.model_dump(mode='json'))[:19]}\n"
     )
     changed, count = re.subn(
         r"^parallelism:(.*(?:\n[ ]+.*)*)",
-        lambda found: _parallelism(found[0], best, tensor),
+        lambda found: _parallelism(found[0], level.workers, tensor),
         kept,
         count=1,
         flags=re.MULTILINE,
     )
     if not count:
-        changed = f"{kept.rstrip()}\nparallelism: {{slots: {best}}}\n"
+        changed = f"{kept.rstrip()}\nparallelism: {{slots: {level.workers}}}\n"
     return changed.replace("\nparallelism:", f"\n{note}parallelism:", 1)
 
 
-def _parallelism(section: str, best: int, tensor: int) -> str:
+def _parallelism(section: str, slots: int, tensor: int) -> str:
     if re.search(r"\bslots:", section):
-        return re.sub(r"(\bslots:\s*)(\d+|auto)", rf"\g<1>{best}", section)
+        return re.sub(r"(\bslots:\s*)(\d+|auto)", rf"\g<1>{slots}", section)
     if "{" in section:
-        return section.replace("{", f"{{slots: {best}, ", 1).replace(", }", "}")
+        return section.replace("{", f"{{slots: {slots}, ", 1).replace(", }", "}")
     if section.strip().endswith("auto"):
-        return f"parallelism: {{slots: {best}, tensor: {tensor}}}" if tensor > 1 else f"parallelism: {{slots: {best}}}"
-    return re.sub(r"\n( +)", rf"\n\g<1>slots: {best}\n\g<1>", section, count=1)
+        return (
+            f"parallelism: {{slots: {slots}, tensor: {tensor}}}" if tensor > 1 else f"parallelism: {{slots: {slots}}}"
+        )
+    return re.sub(r"\n( +)", rf"\n\g<1>slots: {slots}\n\g<1>", section, count=1)

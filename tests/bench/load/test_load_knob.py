@@ -138,3 +138,34 @@ def test_the_release_gets_the_value_and_the_reason_and_keeps_everything_else(bef
     assert "# tuned: 4 of 1, 2, 4, 8 on local-real" in once
     # Tuned again, there is still one reason.
     assert tune.tuned(once, best, "r.tuning.json", tensor=2) == once
+
+
+def test_where_every_value_breaks_a_promise_or_one_alone_counts_nothing_is_written() -> None:
+    with pytest.raises(
+        stacks.TollgateError, match=r"no value can be recommended .*e2e_p95_seconds.*nothing was written"
+    ):
+        tune.best(tuning(e2e_p95_seconds=0.1))
+    stack = stacks.load_stack("local-real", Path(stacks.__file__).parents[1])
+    spoilt = run(19.0).model_copy(update={"valid": False, "invalid_because": "client-bound"})
+    one = tune._concluded(stack, "OLLAMA_NUM_PARALLEL", "sha256:" + "0" * 64, {1: [run(10.0)], 2: [spoilt]}, 16)
+    with pytest.raises(stacks.TollgateError, match="only samples with 1 slots count"):
+        tune.best(one)
+
+
+def test_a_file_is_written_whole_or_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, link = tmp_path / "release.yaml", tmp_path / "link.yaml"
+    file.write_text("old")
+    link.symlink_to(file)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(stacks.InputError, match="No space left"):
+            tune.benching.written(link, "new")
+    assert file.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.yaml", "release.yaml"]
+    tune.benching.written(link, "new")
+    assert file.read_text() == "new"
+    assert link.is_symlink()

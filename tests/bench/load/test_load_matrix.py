@@ -102,8 +102,67 @@ def test_a_level_whose_requests_fail_is_never_the_best() -> None:
     assert "failed" in found.levels[-1].refused
 
 
-def test_one_level_alone_says_nothing() -> None:
-    assert analyse([one for one in samples(lambda w: 1.0) if one.level == 2]) is None
+def test_one_level_alone_decides_nothing_but_says_what_it_does() -> None:
+    one = analyse([one for one in samples(lambda w: 1.3, first=14.65) if one.level == 2], forecasts=(50_000,))
+    assert one is not None
+    assert (one.scenario, one.confidence, one.optimal_confidence) == ("unknown", 0.0, 0.0)
+    assert one.forecasts[0].seconds == pytest.approx(50_000 / 1.3, rel=0.05)
+    assert any("small sample flatters" in text for text in one.warnings)
+    assert any("does not say whether more would help" in text for text in one.warnings)
+    assert analyse([]) is None
+
+
+def one_batch(rate: Callable[[int], float], seed: int, noise: float = 0.05) -> list[Sample]:
+    return [one for one in samples(rate, noise=noise, spread=0.005, seed=seed) if one.batch == 1000]
+
+
+def test_single_cells_that_differ_by_chance_are_not_taken_for_sure() -> None:
+    # Cells of one service differ by 5 %, each knows itself to half a percent, and 10 % is said to help: five single cells
+    # with nothing between them must not be sure that workers help, nor which number is the best.
+    found = [analyse(one_batch(lambda w: 10.0, seed)) for seed in range(40)]
+    claims = [one for one in found if one is not None and one.scenario == "workers help"]
+    assert all(one.confidence < 0.9 for one in claims)
+    assert all("one cell for each number of workers" in " ".join(one.warnings) for one in found if one is not None)
+    # Where it is plain, single cells are enough.
+    plain = analyse(one_batch(lambda w: 3.0 * w, 1))
+    assert plain is not None
+    assert plain.scenario == "workers help"
+    assert plain.confidence > 0.95
+
+
+def test_the_intervals_of_single_cells_hold_the_truth() -> None:
+    held = 0
+    for seed in range(100):
+        found = analyse(one_batch(lambda w: 10.0, seed))
+        assert found is not None
+        held += all(level.low <= 10.0 <= level.high for level in found.levels[:1])
+    assert held >= 93
+
+
+def test_the_further_a_forecast_reaches_the_less_it_claims() -> None:
+    found = analyse(samples(lambda w: 10.0), forecasts=(10_000, 50_000, 170_000))
+    assert found is not None
+    spans = [one.high / one.low for one in found.forecasts]
+    assert spans == sorted(spans)
+    # From one size of batch, whether longer ones are slower is anybody's guess.
+    alone = analyse(one_batch(lambda w: 10.0, 1, noise=0.02), forecasts=(170_000,))
+    assert alone is not None
+    assert alone.forecasts[0].high / alone.forecasts[0].low > 1.5 * spans[-1]
+
+
+def test_the_forecast_of_a_rate_that_falls_with_the_batch_allows_for_its_falling_on() -> None:
+    made = [replace(one, rate=one.rate * (one.batch / 1000) ** -0.2) for one in samples(lambda w: 10.0)]
+    found = analyse(made, forecasts=(170_000,))
+    assert found is not None
+    (forecast,) = found.forecasts
+    on = 170_000 / (10.0 * 170**-0.2)
+    assert forecast.low < forecast.seconds < on < forecast.high
+
+
+def test_where_every_level_fails_none_is_recommended() -> None:
+    found = analyse([replace(one, error_rate=0.3) for one in samples(lambda w: 3.0 * w)])
+    assert found is not None
+    assert any("no number of workers can be recommended" in text for text in found.warnings)
 
 
 # --- measuring
