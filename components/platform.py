@@ -153,6 +153,7 @@ class Platform(Component):
                 now=datetime.now(UTC),
                 measuring=measuring,
                 against=pair.against,
+                parts=values.artifacts(stack.release),
             )
             return evidence.verdict, evidence.digest
 

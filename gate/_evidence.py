@@ -71,11 +71,13 @@ def record(
     now: datetime,
     measuring: Measuring | None = None,
     against: Result | None = None,
+    parts: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Judge a result against its own stack's promise, sign it and append it to the stack's store.
 
     `measuring`: what this measurement was made for; the runs of the evidence that it names come along, so that all looks are
-    judged as one. `against`: of the baseline, measured in turns with this one. The same result is recorded once. Raises
+    judged as one. `against`: of the baseline, measured in turns with this one. `parts`: what the release is made of (chart,
+    rendered values, image), each by name and digest. The same result is recorded once. Raises
     TollgateError when the result is of another release or stack.
     """
     measuring = measuring or Measuring()
@@ -107,6 +109,7 @@ def record(
             previous=previous,
             now=now,
             outer=_outer(verdict, measured),
+            parts=[Subject(name=name, digest=digest) for name, digest in (parts or {}).items()],
             facts={
                 "result_digest": identity,
                 "benchmark": measuring.benchmark,

@@ -22,7 +22,7 @@ _OWN = "https://tollgate.dev/attestation/{kind}/v0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The release that a statement is about. `digest`: `sha256:…`."""
+    """The release that a statement is about, or a part of it. `digest`: `sha256:…`."""
 
     name: str
     digest: str
@@ -37,11 +37,16 @@ def statement(
     now: datetime,
     facts: Mapping[str, Any],
     outer: Mapping[str, Any] | None = None,
+    parts: Sequence[Subject] = (),
 ) -> dict[str, Any]:
-    """A statement; `facts`: our own part of the predicate, `outer`: what the predicate's type itself asks for."""
+    """A statement; `facts`: our own part of the predicate, `outer`: what the predicate's type itself asks for.
+
+    `parts`: what the release is made of; subjects as well, after the release itself.
+    """
+    subjects = [subject, *parts]
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": subject.name, "digest": {"sha256": subject.digest.removeprefix("sha256:")}}],
+        "subject": [{"name": one.name, "digest": {"sha256": one.digest.removeprefix("sha256:")}} for one in subjects],
         "predicateType": MEASUREMENT if kind == "measurement" else _OWN.format(kind=kind),
         "predicate": {
             **(outer or {}),

@@ -2,6 +2,7 @@
 
 from ._render import (
     UpstreamChart,
+    artifacts,
     chart_of,
     chart_path,
     load_seconds,
@@ -17,6 +18,7 @@ __all__ = [
     "POOL_LABEL",
     "SECRET",
     "UpstreamChart",
+    "artifacts",
     "chart_of",
     "chart_path",
     "load_seconds",

@@ -120,14 +120,23 @@ def release_digest(release: stacks.Release) -> str:
 
     The file's name is left out: two files that say the same are the same release.
     """
-    resolved, chart = planner.resolve(release), chart_of(release)
     return stacks.digest(
         {
-            "release": resolved.model_dump(mode="json", exclude={"name"}),
+            "release": planner.resolve(release).model_dump(mode="json", exclude={"name"}),
             "values": release_values(release),
-            "chart": _files(chart) if isinstance(chart, Path) else vars(chart),
+            "chart": _chart(release),
         }
     )
+
+
+def artifacts(release: stacks.Release) -> dict[str, str]:
+    """What a release is made of, each by its own `sha256:…`: rendered values, chart, and the image where it is named by digest.
+
+    Of a chart that others keep it is the digest of its repository, name and version.
+    """
+    found = {"values": stacks.digest(release_values(release)), f"chart {release.chart}": stacks.digest(_chart(release))}
+    image, _, digest = release.image.partition("@")
+    return {**found, f"image {image}": digest} if digest else found
 
 
 def render_template(name: str, **context: Any) -> dict[str, Any]:
@@ -144,6 +153,11 @@ def _node_selector(accelerator: stacks.Accelerator) -> dict[str, str]:
     if accelerator.mig_profile:
         selector["cloud.google.com/gke-gpu-partition-size"] = accelerator.mig_profile
     return selector
+
+
+def _chart(release: stacks.Release) -> dict[str, str]:
+    chart = chart_of(release)
+    return _files(chart) if isinstance(chart, Path) else vars(chart)
 
 
 def _files(folder: Path) -> dict[str, str]:

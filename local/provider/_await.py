@@ -233,7 +233,19 @@ def _progress(client: Client, kind: Kind, live: Object, state: State) -> str:
         text += (
             "; waiting: " + "; ".join(troubled[:3]) + (f"; and {len(troubled) - 3} more" if len(troubled) > 3 else "")
         )
+    elif kind.kind == "Job" and (last := _last_words(client, kind, live)):
+        # How far a benchmark is, its pod itself knows best.
+        text += f": {last}"
     return text
+
+
+def _last_words(client: Client, kind: Kind, live: Object) -> str:
+    """The last line that the Job's newest pod has logged."""
+    metadata = live["metadata"]
+    for pod in pods_of(client, kind, live)[-1:]:
+        path = f"/api/v1/namespaces/{segment(metadata['namespace'])}/pods/{segment(pod['metadata']['name'])}/log"
+        return client.text(path, {"tailLines": "1"}).strip()[-200:]
+    return ""
 
 
 def _explain(client: Client, kind: Kind, live: Object, text: str) -> str:

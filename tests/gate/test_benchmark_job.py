@@ -82,6 +82,12 @@ def test_the_verdict_is_a_stack_output_and_the_next_up_is_the_same_job_told_what
     assert out["verdict"] == "pass"
     (evidence,) = gate.open_store("file://.tollgate/evidence", root, gate.load_keys(root)).entries()
     assert out["evidence"] == evidence.digest
+    release = stacks.load_release("gemma-8", root)
+    subjects = {subject["name"]: subject["digest"]["sha256"] for subject in evidence.statement["subject"]}
+    assert list(subjects) == ["gemma-8", "values", "chart engine"]
+    assert subjects["values"] == stacks.digest(values.release_values(release)).removeprefix("sha256:")
+    pinned = release.model_copy(update={"image": "ollama/ollama:0.17.4@sha256:" + "d4" * 32})
+    assert values.artifacts(pinned)["image ollama/ollama:0.17.4"] == "sha256:" + "d4" * 32
     again, same = run(root)
     assert same == out
     assert again.the("Job")["metadata"] == first.the("Job")["metadata"]
