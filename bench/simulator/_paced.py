@@ -75,10 +75,13 @@ class PacedEngine(Scheduler):
             self.loop.call_soon(self._wake)
 
     def _span(self, seq: Sequence, base: float) -> float:
-        span = base * seq.slow
-        if self._jitter:
-            span *= self._jitter[(seq.draw + seq.made * 7) & 1023]
+        span = self._varied(seq, base, seq.made)
         return span if self.slowdown is None else self.slowdown(span)
+
+    def _varied(self, seq: Sequence, base: float, made: int) -> float:
+        """The time before token number `made`, as far as it depends on the request alone."""
+        span = base * seq.slow
+        return span * self._jitter[(seq.draw + made * 7) & 1023] if self._jitter else span
 
     def _due(self, seq: Sequence, when: float) -> None:
         seq.last = when
@@ -90,11 +93,14 @@ class PacedEngine(Scheduler):
                 self.stats.gaps(self.itl * seq.slow, rest)
                 seq.made += rest
             else:
-                for _ in range(rest):
-                    span = self._span(seq, self.itl)
-                    self.stats.gaps(span, 1)
-                    when += span
-                    seq.made += 1
+                gaps = [self._varied(seq, self.itl, seq.made + at) for at in range(rest)]
+                span = sum(gaps)
+                # One stretch of work: asked for gap by gap, a GPU that slows down would take them for simultaneous.
+                slower = 1.0 if self.slowdown is None or not span else self.slowdown(span) / span
+                for gap in gaps:
+                    self.stats.gaps(gap * slower, 1)
+                when += span * slower
+                seq.made += rest
             seq.last = when
         self._put(-int(-when * _TICKS + _BIT), [seq])
 

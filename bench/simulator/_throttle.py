@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
+
+from ._scheduler import clock
 
 # Cells of the state.
 _HEAT, _UNTIL, _HOT = range(3)
@@ -34,7 +35,7 @@ class Throttle:
     def slow(self, duration: float) -> float:
         """How long work of `duration` seconds takes now."""
         state = self.state
-        now = time.monotonic()
+        now = clock()
         heat, until, hot = state[_HEAT], state[_UNTIL], state[_HOT] > 0
         if now > until:
             heat = max(0.0, heat - (now - until))

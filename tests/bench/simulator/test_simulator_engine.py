@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench.simulator import _engine, _paced, _scheduler, vllm_from
+from bench.simulator import _engine, _paced, _scheduler, _throttle, vllm_from
 from bench.simulator._engine import BatchEngine
 from bench.simulator._faults import Fate, slow_replica
+from bench.simulator._machine import Machine
 from bench.simulator._options import Engine, Faults, Sim
 from bench.simulator._paced import PacedEngine
 from bench.simulator._scheduler import Sequence
@@ -86,7 +87,7 @@ class Sink:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in (_engine, _paced, _scheduler):
+    for module in (_engine, _paced, _scheduler, _throttle):
         monkeypatch.setattr(module, "clock", lambda: made.now)
     return made
 
@@ -211,20 +212,60 @@ def test_fixed_latencies_are_kept_exactly_and_do_not_drift(clock: Clock, streams
     assert stats.values[stats.generation_tokens] == 101
 
 
-def test_a_gpu_slows_down_under_sustained_load_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("bench.simulator._throttle.time.monotonic", lambda: now[0])
+def test_a_gpu_slows_down_under_sustained_load_and_recovers(clock: Clock) -> None:
     gpu = Throttle(1.0, 0.1)
     taken = []
     for _ in range(20):
         spent = gpu.slow(0.1)
         taken.append(spent)
-        now[0] += spent
+        clock.now += spent
     assert taken[0] == pytest.approx(0.1)
     assert taken[-1] == pytest.approx(1.0)
-    now[0] += 5
+    clock.now += 5
     gpu.slow(0.1)
     assert gpu.slow(0.1) == pytest.approx(0.1)
+
+
+THROTTLED = {"TOLLGATE_SIM_THROTTLE_AFTER": "1.4s", "TOLLGATE_SIM_THROTTLE_FACTOR": "0.0887"}
+# Four at once, a little more than a quarter of a second each: 14.65 requests/s while the GPU is cool.
+FIXED = {"TOLLGATE_SIM_TTFT": "73ms", "TOLLGATE_SIM_ITL": "20ms"}
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_twenty_requests_are_fast_and_what_is_sustained_is_slow(clock: Clock, streams: bool) -> None:
+    """As operators have it on record: 14.65 requests/s over 20 requests, 1.3 requests/s sustained."""
+    loop: Any = clock
+    words = ["serve", "tiny", "--max-num-seqs", "4"]
+    made = Machine(vllm_from(words, FIXED | THROTTLED, version="0"), loop).scheduler("tiny")
+    ends: list[float] = []
+
+    class Next(Sink):
+        def on_finish(self, seq: Sequence) -> None:
+            ends.append(seq.last - 100.0)
+            if len(ends) < 80:
+                made.submit(Sequence(self, 8, 11, streams=streams))
+
+    for _ in range(4):
+        made.submit(Sequence(Next(), 8, 11, streams=streams))
+    clock.run()
+    assert 20 / ends[19] == pytest.approx(14.65, rel=0.05)
+    assert 40 / (ends[79] - ends[39]) == pytest.approx(1.3, rel=0.05)
+
+
+@pytest.mark.parametrize("modelled", [True, False])
+def test_a_modelled_gpu_throttles_too_and_is_even_without_it(clock: Clock, modelled: bool) -> None:
+    loop: Any = clock
+    env = {"TOLLGATE_ACCELERATOR": "nvidia-l4"} | ({} if modelled else FIXED)
+    spans = []
+    for more in ({}, THROTTLED):
+        made = Machine(vllm_from(["serve", "gemma-3-4b-it"], env | more, version="0"), loop).scheduler("gemma-3-4b-it")
+        sink = Sink()
+        for tokens in (20, 400, 20):
+            made.submit(ask(sink, 0, prompt=8, output=tokens))
+            clock.run()
+        first, _, last = sink.done
+        spans.append((last.last - last.first) / (first.last - first.first))
+    assert spans == [pytest.approx(1.0, rel=0.01), pytest.approx(1 / 0.0887, rel=0.01)]
 
 
 def test_windows_of_the_corpus_go_round_and_have_exactly_their_tokens() -> None:
@@ -358,13 +399,11 @@ def test_a_share_of_the_replicas_is_slow_by_name() -> None:
     assert factors == [slow_replica(faults, f"engine-{at}", 7) for at in range(2000)]
 
 
-def test_throttling_workers_share_one_gpus_heat(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("bench.simulator._throttle.time.monotonic", lambda: now[0])
+def test_throttling_workers_share_one_gpus_heat(clock: Clock) -> None:
     state = [0.0] * 3
-    one, other = Throttle(1.0, 0.5, state), Throttle(1.0, 0.5, state)
+    one, other = Throttle(0.95, 0.5, state), Throttle(0.95, 0.5, state)
     for _ in range(10):
-        now[0] += one.slow(0.1)
+        clock.now += one.slow(0.1)
     assert other.slow(0.1) == pytest.approx(0.2)
 
 
