@@ -10,9 +10,10 @@ from ._files import reading, writing
 from ._forecast import Eta, Forecast, Prices, span, warnings
 from ._formats import BadRow, Format, Recipe, read
 from ._http import Service
-from ._job import job
+from ._job import IMAGE, job
 from ._main import arguments as runner_arguments
 from ._main import main as runner_main
+from ._metrics import BACKLOG_METRIC, METRICS_PORT, backlog_query
 from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
 from ._owners import is_alive
 from ._pace import Pace
@@ -22,10 +23,13 @@ from ._results import lines, write
 from ._runner import run
 from ._status import Status, of_progress, status
 from ._status import text as status_text
-from ._stores import create, ids, is_postgres, open_queue, remove
+from ._stores import create, ids, is_bucket, is_postgres, open_queue, remove
 from ._wire import EndpointSettings, endpoint_words
 
 __all__ = [
+    "BACKLOG_METRIC",
+    "IMAGE",
+    "METRICS_PORT",
     "PATHS",
     "BadRow",
     "Counts",
@@ -49,10 +53,12 @@ __all__ = [
     "Service",
     "State",
     "Status",
+    "backlog_query",
     "create",
     "endpoint_words",
     "ids",
     "is_alive",
+    "is_bucket",
     "is_postgres",
     "job",
     "lines",

@@ -51,13 +51,14 @@ class Database(Protocol):
 
 
 class Sqlite:
-    """A file. `building`: nobody else sees it yet, so that nothing need be synchronised until it is done."""
+    """A file. `building`: nobody else sees it yet, so that nothing need be synchronised until it is done; `scratch`: what
+    it holds is durable elsewhere."""
 
     now = "((julianday('now') - 2440587.5) * 86400.0)"
     skip_locked = ""
     types: ClassVar[Mapping[str, str]] = {"int": "INTEGER", "real": "REAL", "bytes": "BLOB"}
 
-    def __init__(self, path: Path, *, building: bool = False) -> None:
+    def __init__(self, path: Path, *, building: bool = False, scratch: bool = False) -> None:
         self.path = path
         try:
             if not building:
@@ -65,12 +66,13 @@ class Sqlite:
                     head = file.read(16)
                 if head != _SQLITE_FIRST_BYTES:
                     raise stacks.TollgateError(f"{path}: is no batch, or its beginning is damaged")
+            durable = "OFF" if scratch else "FULL"
             self._connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             for pragma in (
                 ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-65536")
                 if building
                 # A checkpoint every 16 MiB: each page that changed often is then written back once.
-                else ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=4096", "journal_size_limit=67108864",
+                else ("journal_mode=WAL", f"synchronous={durable}", "wal_autocheckpoint=4096", "journal_size_limit=67108864",
                       "cache_size=-16384")
             ):  # fmt: skip
                 self._connection.execute(f"PRAGMA {pragma}")

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import time
 
 import stacks
 
 from ._forecast import Prices
 from ._formats import Recipe, read
+from ._metrics import Metrics
 from ._progress import Progress, RunSettings
 from ._results import write
 from ._runner import run
 from ._status import of_progress, text
-from ._stores import create, ids, open_queue
+from ._stores import create, ids, is_bucket, open_queue
 from ._wire import EndpointSettings, endpoint_words
 
 _SAY_EVERY = 10
+# Pods other than the first leave the submission to it for so long.
+_AWAIT_SECONDS = 120.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("batch", help="its id")
-    parser.add_argument("--store", default=os.environ.get("TOLLGATE_BATCHES", ""), help="postgresql://… or a folder")
+    parser.add_argument(
+        "--store", default=os.environ.get("TOLLGATE_BATCHES", ""), help="postgresql://…, s3://…, gs://… or a folder"
+    )
     parser.add_argument("--endpoint", action="append", default=[], help="URL[,slots=N,…]; repeatable")
     parser.add_argument("--input", help="submit this first, unless the batch is there; one pod of an Indexed Job does")
     parser.add_argument("--model", help="with --input: asked for instead of what the inputs say")
@@ -32,6 +39,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--errors", help="and the failures there")
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=600.0)
+    parser.add_argument("--grace", type=float, default=20.0, help="seconds for what is in flight when told to stop")
+    parser.add_argument("--shards", type=int, default=1, help="with --input, in a bucket: into so many parts")
+    index = os.environ.get("JOB_COMPLETION_INDEX", "")
+    parser.add_argument(
+        "--shard", type=int, default=int(index) if index.isdigit() else None, help="of a bucket: this one"
+    )
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus' metrics there, at $POD_IP or 127.0.0.1")
 
 
 def main(given: argparse.Namespace) -> int:
@@ -47,10 +61,12 @@ def _main(given: argparse.Namespace) -> int:
     if not given.store:
         raise stacks.InputError(where="--store", got="nothing", allowed="postgresql://… or a folder", fix="name it")
     words = [endpoint_words(one) for one in given.endpoint]
-    if given.input and given.batch not in ids(given.store):
+    if given.input and not _is_there(given):
         recipe = Recipe(model=given.model, template=given.template)
         try:
-            create(given.store, read(given.input, recipe), id=given.batch, source=given.input).close()
+            create(
+                given.store, read(given.input, recipe), id=given.batch, source=given.input, shards=given.shards
+            ).close()
         except stacks.TollgateError:
             # Another pod was faster: then the batch is there now.
             if given.batch not in ids(given.store):
@@ -61,17 +77,22 @@ def _main(given: argparse.Namespace) -> int:
         key = os.environ.get("TOLLGATE_API_KEY", "")
         endpoints = [EndpointSettings(url=one.pop("where"), api_key=key, **one) for one in words]
         settings = RunSettings(
-            tries=given.tries, timeout=given.timeout, prices=Prices(**(info.settings.get("prices") or {}))
-        )
-        said = 0
+            tries=given.tries, timeout=given.timeout, grace=given.grace,
+            prices=Prices(**(info.settings.get("prices") or {})),
+        )  # fmt: skip
+        said, metrics = 0, Metrics(queue.id)
 
         def say(progress: Progress) -> None:
             nonlocal said
+            metrics.tell(progress)
             said += 1
             if said % _SAY_EVERY == 1:
                 print("\n".join(text(of_progress(info, progress))), flush=True)
 
-        ending = run(queue, endpoints, settings, progress=say)
+        with contextlib.ExitStack() as stack:
+            if given.metrics_port is not None:
+                stack.enter_context(metrics.served(os.environ.get("POD_IP") or "127.0.0.1", given.metrics_port))
+            ending = run(queue, endpoints, settings, progress=say, only=given.shard if is_bucket(given.store) else None)
         print(
             f"{queue.id}  {ending.state}: {ending.counts.ok} answered, {ending.counts.failed} failed; asked {ending.asked}"
         )
@@ -82,3 +103,13 @@ def _main(given: argparse.Namespace) -> int:
     if given.output and queue.info().state == "done":
         write(queue, given.output, given.errors)
     return 0
+
+
+def _is_there(given: argparse.Namespace) -> bool:
+    """Whether the batch has been submitted. All pods of a Job begin at once; one of them reads the input."""
+    end = time.monotonic() + (_AWAIT_SECONDS if given.shard else 0.0)
+    while given.batch not in ids(given.store):
+        if time.monotonic() > end:
+            return False
+        time.sleep(1)
+    return True

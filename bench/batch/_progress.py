@@ -31,7 +31,8 @@ class RunSettings:
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Once a second. `spent`, `cost`: dollars so far and projected, nan where unknown. `endpoints`: by URL, what each does.
-    `trouble`: what keeps the run from going on, in words. `warnings`: promises that cannot be kept, and what would."""
+    `trouble`: what keeps the run from going on, in words. `warnings`: promises that cannot be kept, and what would. `part`: the
+    shard that all this is about, where there are several."""
 
     counts: Counts
     eta: Eta
@@ -43,6 +44,7 @@ class Progress:
     trouble: str = ""
     warnings: Sequence[str] = ()
     state: State = "running"
+    part: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

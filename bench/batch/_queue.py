@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -70,12 +70,21 @@ class Queue:
 
     def __init__(self, database: Database, id: str) -> None:
         self.database, self.id = database, id
+        # Of a batch in shards: which one this is, in words.
+        self.part = ""
 
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
 
     # --- for runners
+
+    def parts(self, only: int | None = None) -> Generator[Queue]:
+        """What one process works on one after the other: the whole batch, or its shards, or of these the one numbered `only`."""
+        yield self
+
+    def finish(self) -> None:
+        """What a runner calls when it has worked on a part; where all is durable at once, nothing is left to do."""
 
     def step(self, owner: str, step: Step) -> Taken:
         """Commit what the runner has and take what it wants, in one transaction. Raises DatabaseTrouble; then none of it
@@ -231,6 +240,16 @@ class Queue:
             self.database.run("UPDATE block SET done = 0, owner = NULL WHERE failed > 0")
             self.database.run("UPDATE batch SET state = 'running', reason = '', ended = 0 WHERE state <> 'cancelled'")
         return len(failed)
+
+    @_patiently
+    def sample(self) -> list[bytes]:
+        """The bodies of the first few inputs."""
+        return [bytes(row[0]) for row in self.database.run("SELECT body FROM item WHERE seq < 256")]
+
+    @_patiently
+    def seconds(self) -> float:
+        """How long all answers took together."""
+        return float(self.database.run("SELECT coalesce(sum(seconds), 0) FROM result")[0][0])
 
     def results(self, *, failed: bool | None = None) -> Iterator[Row]:
         """(custom_id, *Outcome) in the order of the input; only the failures, only the others, or all."""

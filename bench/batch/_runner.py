@@ -7,6 +7,8 @@ result only when it is committed; killed at any moment, the runner leaves behind
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import heapq
 import math
 import random
@@ -51,12 +53,13 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     signals: bool = True,
     stop: Callable[[], bool] | None = None,
+    only: int | None = None,
 ) -> Ending:
     """Work until the batch is done, cancelled or paused by its failures; blocks. While paused by somebody, it waits.
 
     SIGINT and SIGTERM (or `stop` returning true) end it early: what is in flight may finish within `grace`, or until the signal
-    comes again. Raises
-    TollgateError where the database fails for good or no endpoint answers for `patience` seconds.
+    comes again. Of a batch in shards all are worked on, one after the other, or `only` that one. Raises TollgateError where
+    the database fails for good or no endpoint answers for `patience` seconds.
     """
     if not endpoints:
         raise stacks.InputError(where="--endpoint", got="none", allowed="at least one", fix="name one")
@@ -65,9 +68,26 @@ def run(
         raise stacks.InputError(
             where="--endpoint", got=names.most_common(1)[0][0] + " twice", allowed="once", fix="remove one"
         )
+    info = queue.info()
+    if info.state in ("paused", "cancelled"):
+        why = f": {info.reason}" if info.reason else ""
+        fix = f"\n  fix: tollgate batch resume {info.id}" if info.state == "paused" else ", for ever"
+        raise stacks.TollgateError(f"batch {info.id} is {info.state}{why}{fix}")
     queue.release_dead()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        return loop.run(_Runner(queue, endpoints, settings or RunSettings(), progress).run(signals=signals, stop=stop))
+    asked = 0
+    ending: Ending | None = None
+    with contextlib.closing(queue.parts(only)) as parts:
+        for part in parts:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+                runner = _Runner(part, endpoints, settings or RunSettings(), progress)
+                ending = loop.run(runner.run(signals=signals, stop=stop))
+            part.finish()
+            asked += ending.asked
+            if ending.state != "done":
+                break
+    # Without any: all were done before.
+    ending = ending or Ending(state="done", counts=queue.counts(), reason="", asked=0)
+    return dataclasses.replace(ending, counts=queue.counts(), asked=asked)
 
 
 class _Runner:
@@ -102,14 +122,9 @@ class _Runner:
 
     async def run(self, *, signals: bool, stop: Callable[[], bool] | None) -> Ending:
         loop = asyncio.get_running_loop()
-        info = self._queue.info()
-        if info.state in ("paused", "cancelled"):
-            why = f": {info.reason}" if info.reason else ""
-            fix = f"\n  fix: tollgate batch resume {info.id}" if info.state == "paused" else ", for ever"
-            raise stacks.TollgateError(f"batch {info.id} is {info.state}{why}{fix}")
         self._endpoints = [Endpoint(given, self._ended, timeout=self._settings.timeout) for given in self._given]
         self._began = self._looked = self._answered_at = monotonic()
-        self._busy_before = info.busy
+        self._busy_before = self._queue.info().busy
         self._forecast = Forecast(self._began)
         self._over = asyncio.Event()
         self._keeper = Keeper(
@@ -436,7 +451,7 @@ class _Runner:
         return Progress(
             counts=counts, eta=eta, busy=busy, spent=spent, cost=cost, errors=dict(self._errors),
             endpoints={endpoint.name: self._of(endpoint) for endpoint in self._endpoints},
-            trouble=self._trouble, state=self._state,
+            trouble=self._trouble, state=self._state, part=self._queue.part,
             warnings=warnings(
                 eta, left=counts.left, deadline=deadline, budget=settings.budget, cost=cost, prices=settings.prices, spent=spent
             ),

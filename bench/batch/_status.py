@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._forecast import Eta, span
@@ -73,6 +73,8 @@ def _number(value: float | None) -> float:
 
 def of_progress(info: Info, progress: Progress) -> Status:
     """The same from a runner in this process."""
+    if progress.part:
+        info = replace(info, id=f"{info.id} ({progress.part})")
     return Status(
         info=info, counts=progress.counts, eta=progress.eta, runners=1, spent=progress.spent, cost=progress.cost,
         endpoints=progress.endpoints, errors=progress.errors, trouble=progress.trouble, warnings=progress.warnings,

@@ -1,10 +1,12 @@
-"""Where queues are: a SQLite file each in a folder, or a schema each in a PostgreSQL database; made whole or not at all."""
+"""Where queues are: a SQLite file each in a folder, a schema each in a PostgreSQL database, objects in a bucket; made whole or
+not at all."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import orjson
 
 import stacks
 
+from ._bucketed import Bucketed, in_bucket, remove_from_bucket, submitted
 from ._database import Database, Postgres, Row, Sqlite, stands_twice
 from ._formats import BadRow
 from ._model import Input, Outcome
@@ -52,11 +55,17 @@ def is_postgres(store: str) -> bool:
     return store.startswith(("postgresql://", "postgres://"))
 
 
+def is_bucket(store: str) -> bool:
+    """Whether it is one of objects."""
+    return store.startswith(stacks.BUCKET_SCHEMES)
+
+
 def create(
     store: str, inputs: Iterable[Input | BadRow], *, settings: Mapping[str, Any] | None = None, id: str = "",
-    skip_bad: bool = False, source: str = "input",
+    skip_bad: bool = False, source: str = "input", shards: int = 1,
 ) -> Queue:  # fmt: skip
     """Make a batch of all `inputs`, completely or not at all. `skip_bad`: what is no request is a failed result at once.
+    `shards`: into how many parts a batch in a bucket is cut, each for one runner; elsewhere runners share by leases.
 
     Raises InputError for an empty input, a row that is no request, and a custom_id that stands there twice.
     """
@@ -64,6 +73,13 @@ def create(
     if not _ID.fullmatch(id):
         raise stacks.InputError(where="batch", got=id, allowed="letters, digits, _ and -", fix="rename it")
     given = orjson.dumps(dict(settings or {})).decode()
+    if is_bucket(store):
+        if id in in_bucket(store):
+            raise _taken(id)
+        with tempfile.TemporaryDirectory(prefix="tollgate-batch-") as aside_folder:
+            queue = create(aside_folder, inputs, settings=settings, id=id, skip_bad=skip_bad, source=source)
+            submitted(store, queue, _path(aside_folder, id), shards, _TABLES, settings or {})
+        return open_queue(store, id)
     if is_postgres(store):
         schema = f"{_SCHEMA}{id}"
         root = Postgres(store, "public")
@@ -201,6 +217,8 @@ def open_queue(store: str, id: str) -> Queue:
             where="batch", got=id or "nothing", allowed=", ".join(found or known) or f"none is in {_shown(store)}",
             fix="name one of these" if known else "submit one: tollgate batch submit FILE --endpoint URL",
         )  # fmt: skip
+    if is_bucket(store):
+        return Bucketed(store, found[0])
     database = Postgres(store, f'"{_SCHEMA}{found[0]}"') if is_postgres(store) else Sqlite(_path(store, found[0]))
     return Queue(database, found[0])
 
@@ -212,6 +230,8 @@ def _shown(store: str) -> str:
 
 def ids(store: str) -> list[str]:
     """All batches there."""
+    if is_bucket(store):
+        return in_bucket(store)
     if is_postgres(store):
         database = Postgres(store, "public")
         try:
@@ -226,6 +246,9 @@ def ids(store: str) -> list[str]:
 
 def remove(store: str, id: str) -> None:
     """Delete a batch with its results."""
+    if is_bucket(store):
+        remove_from_bucket(store, id)
+        return
     if is_postgres(store):
         database = Postgres(store, "public")
         try:

@@ -53,9 +53,9 @@ class Typical:
 
 def typical(queue: batch.Queue) -> Typical:
     """Of the first few hundred inputs."""
-    rows = queue.database.run("SELECT body FROM item WHERE seq < 256")
-    bodies = [orjson.loads(bytes(row[0])) for row in rows]
-    sizes = [len(row[0]) for row in rows]
+    rows = queue.sample()
+    bodies = [orjson.loads(row) for row in rows]
+    sizes = [len(row) for row in rows]
     limits = [
         float(limit)
         for body in bodies

@@ -29,7 +29,8 @@ app = typer.Typer(
 Store = Annotated[
     str | None,
     typer.Option(
-        envvar="TOLLGATE_BATCHES", help="Where batches lie: a folder or postgresql://…; default: .tollgate/batches."
+        envvar="TOLLGATE_BATCHES",
+        help="Where batches lie: a folder, postgresql://…, s3://… or gs://…; default: .tollgate/batches.",
     ),
 ]
 Id = Annotated[str, typer.Argument(metavar="BATCH", help="Its id, or how it begins.")]
@@ -48,6 +49,9 @@ PathOption = Annotated[str, typer.Option("--path", help="Of the API, for rows th
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=JSON", help="Into every body: max_tokens=256.")]
 Priority = Annotated[int | None, typer.Option(help="vLLM's priority; above 0 waits for interactive users.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List rows that are no requests as failed, and go on.")]
+Shards = Annotated[
+    int, typer.Option(min=1, max=10_000, help="Parts of a batch in a bucket, for so many runners at once.")
+]
 Deadline = Annotated[str | None, typer.Option(help="8h, 2d or 2030-01-31T08:00: warn when it cannot be kept.")]
 Budget = Annotated[float | None, typer.Option(min=0, help="US$: warn when it cannot be kept.")]
 CostPerHour = Annotated[
@@ -88,6 +92,7 @@ def submit(
     set_: Set = None,
     priority: Priority = None,
     skip_bad: SkipBad = False,
+    shards: Shards = 1,
     deadline: Deadline = None,
     budget: Budget = None,
     cost_per_hour: CostPerHour = None,
@@ -114,8 +119,9 @@ def submit(
         "deadline": batching.deadline(deadline),
     }  # fmt: skip
     queue = room.create(
-        _store(store), room.read(source, recipe, kind), settings=settings, id=id, skip_bad=skip_bad, source=source
-    )
+        _store(store), room.read(source, recipe, kind), settings=settings, id=id, skip_bad=skip_bad, source=source,
+        shards=shards,
+    )  # fmt: skip
     counts = queue.counts()
     failed = f", {counts.failed:,} of them are no requests" if counts.failed else ""
     Console(stderr=True).print(Text(f"{counts.total:,} inputs{failed}; run them: tollgate batch run {queue.id}"))
@@ -335,12 +341,19 @@ def job(
         str | None, typer.Option(metavar="NAME/KEY", help="Or: the Secret that holds its address.")
     ] = None,
     namespace: Annotated[str, typer.Option(help="Of the Job.")] = "default",
-    spot: Annotated[bool, typer.Option("--spot", help="On spot machines.")] = False,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Of a batch in a bucket; default: as many as pods.")
+    ] = None,
+    credentials: Annotated[
+        str | None, typer.Option(help="Secret whose keys pods get as environment variables.")
+    ] = None,
+    service_account: Annotated[str | None, typer.Option(help="Of the pods, for workload identity.")] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="On spot machines of GKE.")] = False,
 ) -> None:
     """Print a Kubernetes Job whose pods work on a batch together: tollgate batch job … | kubectl apply -f -"""
     found = room.job(
         id, endpoints=endpoint or [], pods=pods, input=input, model=model, template=template, store=store, secret=secret,
-        namespace=namespace, spot=spot,
+        namespace=namespace, spot=spot, shards=shards, credentials=credentials, service_account=service_account,
     )  # fmt: skip
     typer.echo(json.dumps(found, indent=2))
 
@@ -365,9 +378,9 @@ def serve(
         like=batching.Typical(),
     )  # fmt: skip
     where = _store(store)
-    if room.is_postgres(where):
+    if room.is_postgres(where) or room.is_bucket(where):
         raise stacks.InputError(
-            where="--store", got="PostgreSQL", allowed="a folder", fix="files of clients lie in it too"
+            where="--store", got="a database or a bucket", allowed="a folder", fix="files of clients lie in it too"
         )
     settings = room.RunSettings(tries=tries, timeout=timeout, prices=room.Prices(per_hour=found.per_hour))
     with room.Service(Path(where), found.endpoints, settings, host=host, port=port, key=key) as service:

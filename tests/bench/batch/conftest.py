@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx2
 import pytest
+from moto.server import ThreadedMotoServer
 
 from bench import batch
 
@@ -94,6 +96,21 @@ def outputs(tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]], list[di
         return found[0], found[1]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[tuple[Any, str]]:
+    """A client of a bucket, and what stands after the name of an object in it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="prompts")
+        yield client, f"?endpoint={host}:{port}&disableSSL=true&region=us-east-1"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

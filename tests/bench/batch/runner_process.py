@@ -1,4 +1,4 @@
-"""A runner as a process that can be killed: `python runner_process.py STORE ID URL SLOTS`.
+"""A runner as a process that can be killed: `python runner_process.py STORE ID URL SLOTS [SHARD]`.
 
 With `--many` it starts such a process for each line that it reads and prints its number: forked, so that it is at work within
 milliseconds and a test can kill fifty of them.
@@ -11,13 +11,18 @@ import signal
 import sys
 
 from bench import batch
+from bench.batch import _shard
+
+# Often, so that tests need not wait for a checkpoint.
+_shard._SHIP_SECONDS = _shard._ASK_SECONDS = 0.5
 
 
-def work(store: str, name: str, url: str, slots: str) -> None:
+def work(store: str, name: str, url: str, slots: str, shard: str = "") -> None:
     ending = batch.run(
         batch.open_queue(store, name),
         [batch.EndpointSettings(url=url, slots=int(slots), fixed=True)],
         batch.RunSettings(grace=1.0),
+        only=int(shard) if shard else None,
     )
     print(ending.state, ending.counts.ok, ending.counts.failed, flush=True)
 

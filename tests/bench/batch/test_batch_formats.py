@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 import stacks
 from bench import batch
@@ -156,21 +153,6 @@ def test_files_that_cannot_be_used_are_refused(
     with pytest.raises(stacks.InputError) as error:
         batch.create(store, batch.read(str(path), batch.Recipe(model="m", **recipe)))
     assert says in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[tuple[Any, str]]:
-    """A client of a bucket, and what stands after the name of an object in it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("REGION", "us-east-1")):
-            patch.setenv(f"AWS_{name}", value)
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="prompts")
-        yield client, f"?endpoint={host}:{port}&disableSSL=true&region=us-east-1"
-    server.stop()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

@@ -28,10 +28,13 @@ def test_a_job_says_what_was_asked_for_and_nothing_secret() -> None:
     spec = found["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 8, 8)
     [container] = spec["template"]["spec"]["containers"]
-    assert container["args"] == ["batch", "Nightly_1", "--input", "s3://b/i.jsonl", "--endpoint", "http://e,slots=4"]
-    assert container["env"] == [
-        {"name": "TOLLGATE_BATCHES", "valueFrom": {"secretKeyRef": {"name": "queue", "key": "url"}}}
-    ]
+    assert container["args"] == [
+        "batch", "Nightly_1", "--grace", "10", "--metrics-port", "9464", "--input", "s3://b/i.jsonl", "--endpoint", "http://e,slots=4"
+    ]  # fmt: skip
+    where = {"name": "TOLLGATE_BATCHES", "valueFrom": {"secretKeyRef": {"name": "queue", "key": "url"}}}
+    assert container["env"][0] == where
+    # What a runner needs after it was told to stop must fit into what a spot machine leaves it.
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 25
     assert spec["template"]["spec"]["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
     for wrong in (
         {"secret": "x"},
@@ -39,9 +42,24 @@ def test_a_job_says_what_was_asked_for_and_nothing_secret() -> None:
         {},
         {"store": "a", "pods": 0},
         {"store": "a", "endpoints": []},
+        {"store": "a", "shards": 4},
+        {"store": "s3://b/q", "shards": 0},
     ):
         with pytest.raises(stacks.InputError):
             batch.job("b", **{"endpoints": ["http://e"], "pods": 1, **wrong})
+
+
+def test_with_a_bucket_each_index_is_a_shard() -> None:
+    given = {"endpoints": ["http://e"], "pods": 8, "store": "s3://b/queue", "input": "s3://b/i.jsonl"}
+    found = batch.job("x", **given, credentials="keys", service_account="runner")["spec"]
+    assert (found["completions"], found["parallelism"]) == (8, 8)
+    pod = found["template"]["spec"]
+    assert pod["serviceAccountName"] == "runner"
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert "--shards" in pod["containers"][0]["args"]
+    more = batch.job("x", **given, shards=40)["spec"]
+    assert (more["completions"], more["parallelism"]) == (40, 8)
+    assert batch.job("x", **given, shards=2)["spec"]["parallelism"] == 2
 
 
 @pytest.mark.cluster
