@@ -18,7 +18,7 @@ import stacks
 COMMANDS = {
     "init": "Write a starter repository for a team's own stacks.",
     "doctor": "Check machine, project, cluster and cloud before it hurts.",
-    "plan": "Size a service: slots, nodes and dollars for the users, the promise and the budget.",
+    "plan": "Size a service: slots, nodes and dollars for users, promise and budget.",
     "explain": "Where a stack's parallelism, nodes and cost come from.",
     "prices": "Show the price book or read a new one.",
     "preview": "Cost and node changes of a stack against a base commit.",
@@ -54,6 +54,8 @@ class _Rooms(typer.core.TyperGroup):
             target.command()(getattr(module, cmd_name))
         command = typer.main.get_command(target)
         command.name = cmd_name
+        # Completion is of the whole command line: its options belong to `tollgate` alone.
+        command.params = [one for one in command.params if one.name not in ("install_completion", "show_completion")]
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

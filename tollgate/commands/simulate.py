@@ -127,7 +127,7 @@ def _release_flags(release: Any) -> list[str]:
 
 
 def _tune() -> None:
-    from bench.simulator._tune import settings
+    from bench.simulator.tune import settings
 
     console = Console(soft_wrap=True, highlight=False)
     for setting in settings():

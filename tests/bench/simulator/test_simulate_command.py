@@ -12,7 +12,7 @@ import httpx2
 import psutil
 import pytest
 
-from bench.simulator._tune import settings
+from bench.simulator.tune import settings
 
 ROOT = Path(__file__).parents[3]
 
