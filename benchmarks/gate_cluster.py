@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,9 +135,13 @@ class Story:
             raise AssertionError(f"{command}:\n{done.stdout}\n{done.stderr}")
         return done.stdout + (done.stderr if fails else "")
 
+    def deploy(self, stack: str = DEV) -> str:
+        """`pulumi up`, which measures too; what it printed."""
+        return self.pulumi("up", "-s", stack, "--yes", "--skip-preview")
+
     def up(self, stack: str = DEV) -> dict[str, Any]:
         """Deploy and measure; the stack's outputs."""
-        self.pulumi("up", "-s", stack, "--yes", "--skip-preview")
+        self.deploy(stack)
         found = json.loads(self.pulumi("stack", "output", "-s", stack, "--json"))
         assert isinstance(found, dict)
         return found
@@ -159,7 +164,7 @@ class Story:
         looks, said = 0, ": inconclusive"
         while ": inconclusive" in said.partition("\n")[0] and looks < LOOKS:
             looks += 1
-            self.up()
+            self.deploy()
             said = self.promote()
         return said, looks
 
@@ -171,9 +176,9 @@ class Story:
 
     def begin(self) -> None:
         """The good release on local-dev and local-staging; from then on local-dev is measured against local-staging."""
-        self.up()
+        self.deploy()
         assert self.promote() == ""
-        self.up(STAGING)
+        self.deploy(STAGING)
 
     def destroy(self) -> None:
         """All three stacks, at the same time."""
@@ -194,6 +199,12 @@ class Story:
         self.stage(DEV, name, runs=RUNS, against=STAGING)
 
 
+def refused_by(said: str) -> list[str]:
+    """The lines of a refusal's table that are to blame."""
+    lines = [" ".join(line.split()) for line in said.splitlines()[2:] if line.startswith("  ")]
+    return [line for line in lines if re.search(r" (fail|inconclusive|stale|mismatch)\b", line)]
+
+
 def tell(story: Story, same: int, slower: int) -> dict[str, Counter[str]]:
     """Put so many of each to the gate."""
     counts: dict[str, Counter[str]] = {"same": Counter(), "slow": Counter()}
@@ -208,12 +219,8 @@ def tell(story: Story, same: int, slower: int) -> dict[str, Counter[str]]:
             first = said.partition("\n")[0]
             outcome = "let in" if not said else "refused" if ": fail" in first else "open" if looks == LOOKS else first
             counts[kind][outcome] += 1
-            named = [line.strip() for line in said.splitlines() if "regression:" in line]
-            print(
-                f"{kind} {index}: {outcome} after {looks} look(s), {time.monotonic() - began:.0f} s",
-                *named[:1],
-                flush=True,
-            )
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"{kind} {index}: {outcome} after {looks} look(s), {took}", *refused_by(said), sep="\n  ", flush=True)
             # The next one is compared with the good release again.
             staging.write_text(before)
     return counts

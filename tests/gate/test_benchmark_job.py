@@ -8,7 +8,7 @@ import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pulumi
 import pytest
@@ -23,6 +23,9 @@ from bench.job import main as run_job
 class Cluster(pulumi.runtime.Mocks):
     """Every resource becomes what it asked to be; a result lies where the Job would leave it."""
 
+    # Outputs of every other stack.
+    deployed: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, result: str) -> None:
         self.made: list[tuple[str, str, dict[str, Any]]] = []
         self._result = result
@@ -33,6 +36,8 @@ class Cluster(pulumi.runtime.Mocks):
         if args.typ.endswith(":ConfigMap") and "-result-" in args.name:
             packed = base64.b64encode(gzip.compress(self._result.encode())).decode()
             state = {"data": {}, "binaryData": {"result.json": packed}}
+        if args.typ == "pulumi:pulumi:StackReference":
+            state["outputs"] = self.deployed
         return f"{args.name}-id", state
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
@@ -126,6 +131,25 @@ def test_a_store_that_cannot_be_read_stops_the_program(world: Any, root: Path, m
     monkeypatch.setenv("TOLLGATE_EVIDENCE", "file://file")
     with pytest.raises(gate.EvidenceBroken, match="cannot be read"):
         run(root, result(world))
+
+
+def test_nothing_is_measured_against_what_the_stack_beside_does_not_run(
+    world: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that was promoted there and not deployed would be called the baseline of a measurement of another."""
+    world.edit("Pulumi.local-dev.yaml", "seconds: 12}", "seconds: 12, against: local-other}")
+    with pytest.raises(
+        pulumi.RunError, match="against local-other: it is not deployed\n  fix: pulumi up -s local-other"
+    ):
+        run(root, result(world))
+    monkeypatch.setattr(Cluster, "deployed", {"digest": "sha256:" + "c3" * 32})
+    with pytest.raises(
+        pulumi.RunError, match="local-other: it runs release sha256:c3c3c3c3c3c3…, its file says sha256"
+    ):
+        run(root, result(world))
+    assert not world.files()
+    monkeypatch.setattr(Cluster, "deployed", {"digest": values.release_digest(world.stack("local-other").release)})
+    assert run(root, result(world))[1]["verdict"] == "pass"
 
 
 def test_a_job_that_is_told_what_is_known_measures_nothing_and_says_so(
