@@ -141,11 +141,11 @@ CASES = (
         after="# Only a comment.\n" + stack("unchanged", release="vllm"),
     ),
     Case(
-        name="unpriced",
+        name="h200",
         title="A machine without a price",
-        before=stack("unpriced", release="vllm", nodes="{min: 4, max: 4}"),
+        before=stack("h200", release="vllm", nodes="{min: 4, max: 4}"),
         after=stack(
-            "unpriced",
+            "h200",
             release="vllm-h200",
             machine="a3-ultragpu-8g",
             regions="us-east4",

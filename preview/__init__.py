@@ -12,7 +12,18 @@ from ._markdown import MARKER, dollars, markdown, prices_words
 from ._model import HOURS_PER_MONTH, LEVELS, Item, Quantity, Shape, Unpriced
 from ._prices import Prices, prices
 from ._read import shape
-from ._report import OVER_A_LIMIT, Report, StackReport, alerts, as_json, failure, from_json, report, report_schema
+from ._report import (
+    OVER_A_LIMIT,
+    Report,
+    StackReport,
+    alerts,
+    as_json,
+    failure,
+    from_json,
+    report,
+    report_schema,
+    unpriced_words,
+)
 from ._state import Stated, from_state
 
 __all__ = [
@@ -60,4 +71,5 @@ __all__ = [
     "shape",
     "stated",
     "stated_counts",
+    "unpriced_words",
 ]

@@ -238,7 +238,7 @@ class Change(Model):
                 percent = abs(now.usd_per_hour_change / before_usd * 100)
                 share = f" ({_signed(f'{percent:.0f}', now.usd_per_hour_change)} %)"
             words.append(f"{signed(by)}/h expected{share}")
-        if by_most and by_most != by:
+        if by_most and cents(most.usd_per_hour_change - now.usd_per_hour_change):
             words.append(f"{signed(by_most)}/h at most")
         return words
 

@@ -98,7 +98,7 @@ def _read(line: str) -> Evaluation | None:
 def evaluate_both(
     root: Path, names: Sequence[str], base: str | None, days: Callable[[Path], Days]
 ) -> tuple[dict[str, Evaluation], dict[str, Evaluation | None], list[str]]:
-    """The stacks at head and at `base` (None: from nothing), side by side on two cores; and the names of all of them.
+    """The stacks at head and where this checkout left `base` (None: from nothing), side by side on two cores; and all names.
 
     Stacks that nothing between the two commits can have changed are evaluated once. A stack without a file at the base has
     None there. `names` empty: every stack of either. Raises InputError for a base that does not exist.
@@ -114,10 +114,11 @@ def evaluate_both(
     with ThreadPoolExecutor(max_workers=2) as pool:
         # Before git has made the base: on two cores head and base then take as long as one of them.
         now = pool.submit(evaluate, root, [name for name in names or here if name in here], days(root))
-        with checkout(root, base) as folder:
+        commit = left(root, base)
+        with checkout(root, commit) as folder:
             there = stacks.stack_names(folder)
             wanted = list(names) or sorted({*here, *there})
-            touched = _touched(root, folder, base, wanted)
+            touched = _touched(root, folder, commit, wanted)
             old = pool.submit(
                 evaluate, folder, [name for name in wanted if name in there and name in touched], days(folder)
             )
@@ -163,15 +164,7 @@ def _text(path: Path) -> str:
 def checkout(root: Path, ref: str) -> Iterator[Path]:
     """The project as it is at a commit, in a temporary git worktree that is removed afterwards."""
     top = Path(_git(root, "rev-parse", "--show-toplevel").strip())
-    try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
-    except stacks.TollgateError:
-        raise stacks.InputError(
-            where="--base",
-            got=ref,
-            allowed="a commit, branch or tag of this repository",
-            fix="git fetch it, or name another",
-        ) from None
+    commit = _commit(root, ref)
     with tempfile.TemporaryDirectory(prefix="tollgate-base-") as folder:
         tree = Path(folder) / "tree"
         _git(root, "worktree", "add", "--detach", "--quiet", str(tree), commit)
@@ -187,6 +180,30 @@ def checkout(root: Path, ref: str) -> Iterator[Path]:
             yield found
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
+
+
+def left(root: Path, ref: str) -> str:
+    """The commit that HEAD and `ref` last shared: what `ref` has had since is not this checkout's doing.
+
+    `ref` itself, where they share none that is here (a shallow clone). Raises InputError for one that does not exist.
+    """
+    commit = _commit(root, ref)
+    try:
+        return _git(root, "merge-base", "HEAD", commit).strip() or commit
+    except stacks.TollgateError:
+        return commit
+
+
+def _commit(root: Path, ref: str) -> str:
+    try:
+        return _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
+    except stacks.TollgateError:
+        raise stacks.InputError(
+            where="--base",
+            got=ref,
+            allowed="a commit, branch or tag of this repository",
+            fix="git fetch it, or name another",
+        ) from None
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -36,6 +36,8 @@ th { color: var(--dim); font-weight: 500; white-space: nowrap; } .left { text-al
 ul.facts b { display: inline-block; min-width: 5.5rem; font-weight: 600; } details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--new); } pre { overflow-x: auto; background: var(--soft); padding: .8rem;
   border-radius: 6px; font-size: .85rem; } footer { margin-top: 3rem; font-size: .85rem; }
+@media (max-width: 40rem) { body { padding: 1.25rem .9rem 3rem; } table { font-size: .8rem; } .bars { display: none; }
+  th, td { padding-right: .45rem; } }
 """
 _NAMES = {"min": "at least", "expected": "expected", "max": "at most"}
 
@@ -118,7 +120,8 @@ def _table(stack: StackReport) -> str:
             f'<td class="nowrap {way if whole else ""}">{costs[0]}</td><td class="nowrap">{costs[1]}</td>'
             f'<td class="nowrap">{tokens}</td><td class="bars">{bars}</td></tr>'
         )
-    head = "<tr><th></th><th>nodes</th><th>$/h</th><th>$/month</th><th>$/1M tokens</th><th>before, after</th></tr>"
+    head = "<tr><th></th><th>nodes</th><th>$/h</th><th>$/month</th><th>$/1M tokens</th>"
+    head += '<th class="bars">before, after</th></tr>'
     return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
 
 

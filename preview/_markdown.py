@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from ._changes import Line, cents, money, plain
 from ._model import LEVELS, Item, Level, amount
-from ._report import PriceAge, Report, StackReport, alerts
+from ._report import PriceAge, Report, StackReport, alerts, unpriced_words
 
 MARKER = "<!-- tollgate-preview -->"
 # GitHub takes 65,536 characters, GitLab a million.
@@ -37,8 +37,14 @@ def _document(report: Report, *, folded: bool, stacks: int | None) -> str:
     lines += _alerts(report)
     if any(stack.error is None for stack in listed):
         lines += _table(listed)
-    for stack in listed:
-        lines += _about(stack)
+    # Release, gate and plan are in the headlines already.
+    said = [
+        f"- **evidence** {safe(f'{stack.stack}: ' if len(listed) > 1 else '')}{safe(stack.evidence.words)}"
+        for stack in listed
+        if stack.evidence is not None and stack.evidence.state != "not asked"
+    ]
+    said += [f"- **unpriced, in no sum above** {safe(words)}" for words in unpriced_words(listed)]
+    lines += [*said, ""] if said else []
     if folded:
         for stack in listed:
             lines += _details(stack)
@@ -107,23 +113,6 @@ def _rows(stack: StackReport) -> list[str]:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
-
-
-def _about(stack: StackReport) -> list[str]:
-    """Release, gate, plan, evidence, and what has no price, a line each."""
-    lines = []
-    if stack.release:
-        lines.append(f"- **release** {safe(release_words(stack))}")
-    if stack.gate:
-        lines.append(f"- **gate** {safe(', '.join(stack.gate))}")
-    if stack.plan:
-        lines.append(f"- **plan** {safe(', '.join(stack.plan))}")
-    if stack.evidence is not None and stack.evidence.state != "not asked":
-        lines.append(f"- **evidence** {safe(stack.evidence.words)}")
-    if stack.unpriced:
-        named = "; ".join(f"{entry.name} ({entry.why})" for entry in stack.unpriced)
-        lines.append(f"- **unpriced, in no sum above** {safe(named)}")
-    return [f"**{safe(stack.stack)}**", "", *lines, ""] if lines else []
 
 
 def _details(stack: StackReport) -> list[str]:

@@ -24,6 +24,7 @@ SCHEMA_VERSION = 2
 Source = Literal["offline", "state"]
 # Beyond the exit codes of every command (0 done, 1 failed, 2 wrong input, 3 refused by the gate).
 OVER_A_LIMIT = 4
+_MOST_NAMES = 6
 
 
 class Levels(Model):
@@ -159,6 +160,25 @@ def alerts(document: Report) -> tuple[list[str], list[str]]:
     return red, yellow
 
 
+def unpriced_words(stacks: Sequence[StackReport]) -> list[str]:
+    """What has no price: `names: why` per reason, with whose it is where there are several stacks."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for stack in stacks:
+        for entry in stack.unpriced:
+            found.setdefault(entry.why, {}).setdefault(entry.name, []).append(stack.stack)
+
+    def named(name: str, whose: Sequence[str]) -> str:
+        return f"{name} ({_some(whose)})" if len(stacks) > 1 else name
+
+    return [f"{_some([named(*one) for one in names.items()])}: {why}" for why, names in sorted(found.items())]
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:_MOST_NAMES]) + (
+        f" and {len(words) - _MOST_NAMES} more" if len(words) > _MOST_NAMES else ""
+    )
+
+
 def as_json(document: Report) -> str:
     """The published form: stable names, amounts as decimal strings. See docs/preview/report.schema.json."""
     return document.model_dump_json(indent=2) + "\n"
@@ -226,7 +246,7 @@ def _headline(changes: Sequence[Change]) -> str:
         ("{} cannot be evaluated", [one.stack for one in shown if one.error is not None]),
     ):
         if names:
-            words.append(word.format(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")))
+            words.append(word.format(_some(names)))
     return ", ".join(words)
 
 

@@ -200,7 +200,7 @@ def test_a_machine_without_a_price_is_named_everywhere_and_is_nowhere_zero() -> 
     report = document(change(made(), made(nodes=4, machine="x9-mega")))
     text = room.markdown(report)
     assert "cost not known: x9-mega UNPRICED" in report.headline
-    assert "x9-mega (no on demand price of x9-mega in us-central1" in text
+    assert "x9-mega: no on demand price of x9-mega in us-central1" in text
     assert "+ unpriced" in text
     assert "−$" not in report.headline
     (stack,) = report.stacks

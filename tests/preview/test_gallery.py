@@ -81,13 +81,12 @@ def test_four_l4_become_two_a100_in_slices_and_the_pool_is_recreated(report: roo
     assert hourly(report, "l4-to-mig") == (before, after)
     assert (round(before, 2), round(after, 2)) == (Decimal("4.08"), Decimal("7.96"))
     one = stack(report, "l4-to-mig")
-    assert "+2 a2-highgpu-1g at peak, −4 g2-standard-8 at peak, +$3.87/h expected (+95 %)" in one.headline
+    assert "+2 a2-highgpu-1g at peak, −4 g2-standard-8 at peak, +$3.88/h expected (+95 %), release" in one.headline
     assert "MIG slice none → 3g.20gb" in one.release
     (event,) = one.events
-    assert event.words.startswith("node pool gpu-pool is recreated")
+    assert event.words.startswith("node pool gpu-pool-us-central1 is recreated")
     assert any("gpuPartitionSize: nothing → 3g.20gb" in field for field in event.fields)
-    pool = next(line.after for line in one.resources if line.item.kind == "gpu-pool")
-    assert pool is not None
+    pool = next(line.after for line in one.resources if line.item.kind == "gpu-pool" and line.after is not None)
     assert (pool.gpus, pool.slices, pool.quantity.expected) == (1, 2, 2)
 
 
@@ -98,20 +97,27 @@ def test_a_raised_maximum_costs_at_most_and_not_as_expected(report: room.Report)
     assert (round(before, 2), round(after, 2)) == (Decimal("6.29"), Decimal("11.59"))
     expected = hourly(report, "max-raised")
     assert expected[0] == expected[1] == 2 * L4 + 400 * GIB + around(2)
-    assert stack(report, "max-raised").headline == "max-raised: +6 g2-standard-8 at most, +$5.29/h at most"
+    # What is shown adds up: 11.59 less 6.29.
+    assert stack(report, "max-raised").headline == "max-raised: +6 g2-standard-8 at most, +$5.30/h at most"
 
 
 def test_a_second_region_costs_a_second_cluster(report: room.Report) -> None:
     one = 4 * L4 + 800 * GIB + around(4)
     assert hourly(report, "region-added") == (one, 2 * one)
-    assert "+4 g2-standard-8 at peak, +$4.08/h expected (+100 %)" in stack(report, "region-added").headline
+    added = stack(report, "region-added")
+    assert "+4 g2-standard-8 at peak, +$4.08/h expected (+100 %)" in added.headline
+    # The first region's cluster keeps its name, and so itself.
+    assert added.events == ()
+    assert (added.deleted, added.created > 0) == (0, True)
 
 
 def test_a_pool_that_becomes_spot_is_cheaper_and_is_recreated_for_that_field(report: room.Report) -> None:
     before, after = hourly(report, "pool-recreated")
     assert before - after == 4 * (L4 - SPOT) == Decimal("2.0520")
     (event,) = stack(report, "pool-recreated").events
-    assert event.words == "node pool gpu-pool is recreated: all of its nodes go (nodeConfig.spot: false → true)"
+    # Resources on GKE are named after their region.
+    name = "gpu-pool-us-central1"
+    assert event.words == f"node pool {name} is recreated: all of its nodes go (nodeConfig.spot: false → true)"
 
 
 def test_a_comment_in_a_file_changes_nothing(report: room.Report) -> None:
@@ -123,11 +129,10 @@ def test_a_comment_in_a_file_changes_nothing(report: room.Report) -> None:
 
 
 def test_a_machine_without_a_price_is_unpriced_by_name(report: room.Report) -> None:
-    one = stack(report, "unpriced")
+    one = stack(report, "h200")
     assert "a3-ultragpu-8g UNPRICED" in one.headline
     assert "a3-ultragpu-8g" in {entry.name for entry in one.unpriced}
-    pool = next(line.after for line in one.resources if line.item.kind == "gpu-pool")
-    assert pool is not None
+    pool = next(line.after for line in one.resources if line.item.kind == "gpu-pool" and line.after is not None)
     assert pool.usd_per_hour is None
     assert one.partial_after
     assert not one.partial_before
@@ -236,6 +241,23 @@ def test_a_stack_broken_only_at_the_base_counts_as_new_and_says_so(repository: P
     assert "tollgate:traffic.user" in (one.base_error or "")
     assert found.exit_code == 0
     assert "cannot be evaluated at the base" in room.alerts(found)[1][-1]
+
+
+def test_what_others_merged_since_is_not_shown_as_undone(repository: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+        done = subprocess.run(command, cwd=repository, input="", capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    branch = git("branch", "--show-current")
+    # Somebody's commit on the base, made of trees alone: this checkout is left as it is.
+    git("update-ref", "refs/heads/theirs", git("commit-tree", "-p", "HEAD", "-m", "theirs", git("mktree", "--missing")))
+    try:
+        found = collect(repository, ["unchanged"], "theirs")
+    finally:
+        git("update-ref", "-d", "refs/heads/theirs")
+    assert [one.status for one in found.stacks] == ["unchanged"]
+    assert git("branch", "--show-current") == branch
 
 
 def test_limits_of_the_checkout_decide_the_exit_code_and_an_earlier_json_renders_alike(

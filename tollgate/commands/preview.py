@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -224,20 +225,24 @@ def show(report: Any, console: Any) -> None:
         if stack.error is not None:
             console.print(Text(stack.error, style="dim"), soft_wrap=True)
     if report.stacks:
-        table = Table("stack", "", "nodes", "$/h", "$/month", "$/1M tokens", box=None, pad_edge=False)
+        table = Table(
+            "stack", "", "nodes", "$/h", "$/month", "$/1M tokens", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+        )
         for stack in report.stacks:
             if stack.error is None:
                 for cells in _cells(stack):
                     table.add_row(*cells)
         console.print(table)
-    for style, messages in (("red", red), ("yellow", yellow)):
+    for word, style, messages in (("danger", "red", red), ("warning", "yellow", yellow)):
         for message in messages:
-            console.print(Text(message, style=style), soft_wrap=True)
+            console.print(Text(f"{word}: {message}", style=style), soft_wrap=True)
     for stack in report.stacks:
         if stack.evidence is not None:
             console.print(Text(f"{stack.stack}: evidence: {stack.evidence.words}"), soft_wrap=True)
-        for entry in stack.unpriced:
-            console.print(Text(f"{stack.stack}: unpriced: {entry.name} ({entry.why})", style="yellow"), soft_wrap=True)
+    # What stays as it is and has no price is said of stacks only that anybody looks at.
+    looked_at = [stack for stack in report.stacks if stack.status != "unchanged"] or report.stacks
+    for words in room.unpriced_words(looked_at):
+        console.print(Text(f"unpriced, in no sum above: {words}", style="yellow"), soft_wrap=True)
     console.print(Text(room.prices_words(report.prices), style="dim"), soft_wrap=True)
 
 
@@ -253,16 +258,25 @@ def _cells(stack: Any) -> list[tuple[str, ...]]:
 
         dollars = [
             both(
-                room.dollars(getattr(amounts, f"usd_per_{unit}_before"), partial=stack.partial_before),
-                room.dollars(getattr(amounts, f"usd_per_{unit}_after"), partial=stack.partial_after),
+                _dollars(getattr(amounts, f"usd_per_{unit}_before"), partial=stack.partial_before),
+                _dollars(getattr(amounts, f"usd_per_{unit}_after"), partial=stack.partial_after),
             )
             for unit in ("hour", "month")
         ]
         nodes = both(f"{amounts.nodes_before.normalize():f}", f"{amounts.nodes_after.normalize():f}")
-        tokens = stack.usd_per_million_tokens_after if level == "expected" else None
-        said = "" if tokens is None else room.money(tokens)
+        tokens = (stack.usd_per_million_tokens_before, stack.usd_per_million_tokens_after)
+        said = both(*("–" if one is None else room.money(one) for one in tokens)) if level == "expected" else ""
         rows.append((stack.stack if level == "min" else "", word, nodes, *dollars, said))
     return rows
+
+
+def _dollars(value: Decimal, *, partial: bool) -> str:
+    """To the cent; from $1,000 on to the dollar, so that the table fits a terminal of 80 columns."""
+    import preview as room
+
+    if value < 1000:
+        return room.dollars(value, partial=partial)
+    return room.dollars(value.quantize(Decimal(1), rounding=ROUND_HALF_UP), partial=partial).replace(".00", "")
 
 
 def _rendered(report: Any, form: str) -> str:
