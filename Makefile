@@ -30,11 +30,16 @@ lint: $(STAMP)
 unit: lint
 	$(BIN)/pytest -m "not cluster and not browser and not slow"
 
-# With the optional real Ollama: its tests would otherwise have nothing to test. In two processes, each with a cluster of its
-# own, because half of the tests wait for something; in the order of the files, as those with few tests take longest.
+# Fast tests by which the components must be covered.
+COVERING := tests/components tests/gate/test_benchmark_job.py
+
+# With all optional programs: their tests would otherwise have nothing to test. First what covers the components, then the
+# others. In two processes, each with a cluster of its own, because half of the tests wait for something; in the order of the
+# files, as those with few tests take longest.
 test: lint
-	$(BIN)/tollgate tools build --with ollama
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/tollgate tools build --with ollama --with lws --with coscheduling --with haproxy
+	$(BIN)/pytest -n 2 -m "not cluster and not browser and not slow" --cov $(COVERING)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -15,6 +15,24 @@ HERE = Path(__file__).resolve().parents[1]
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "leave out the fast tests of PATH: they have run, for the coverage of the components"
+    parser.addoption("--covered", action="append", default=[], metavar="PATH", help=words)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    done = [HERE / path for path in config.getoption("--covered")]
+    left = [
+        item
+        for item in items
+        if any(item.get_closest_marker(name) for name in ("cluster", "browser", "slow"))
+        or not any(item.path.is_relative_to(path) for path in done)
+    ]
+    if len(left) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+        items[:] = left
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A running cluster of this session's own; at its end, nothing of it may be left."""

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from local import tools
 from tests.components.real_engine import HERE, PLUGIN, Engine
+
+_asserted = pytest.StashKey[int]()
+
+
+def pytest_assertion_pass(item: pytest.Item) -> None:
+    item.stash[_asserted] = item.stash.get(_asserted, 0) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Every test asserts, or expects an error: an `apply` that never runs would leave one green for nothing."""
+    yield
+    if not item.stash.get(_asserted, 0) and "pytest.raises" not in inspect.getsource(item.function):  # type: ignore[attr-defined]
+        pytest.fail("passed without a single assertion")
 
 
 @pytest.fixture

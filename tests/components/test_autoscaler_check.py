@@ -74,6 +74,7 @@ def test_a_pod_that_is_scraped_a_moment_later_is_waited_for() -> None:
         return ONE if next(rounds) > 8 else []
 
     verify([WAITING], ask, "ns", replicas_min=1, seconds=30, sleep=lambda _: None)
+    assert next(rounds) > 9
 
 
 def test_a_wrong_query_stops_the_deployment_with_the_reason() -> None:
