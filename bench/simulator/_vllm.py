@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
     from ._machine import Machine
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # Requests remembered per route, and the longest of them: at most 1 MiB.
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 Handler = Callable[[Client, Request], bytes | None]
+
+
+class Route:
+    """One of the two ways to ask for text. `read`: checks what is asked; `same`: requests by their body, byte for byte;
+    `shapes`: those that differ in their text only."""
+
+    __slots__ = ("path", "read", "same", "shapes")
+
+    def __init__(self, path: str, read: Callable[[dict[str, Any], int], _ask.Ask], shapes: Shapes) -> None:
+        self.path = path
+        self.read = read
+        self.same: dict[bytes, Prepared] = {}
+        self.shapes = shapes
 
 
 class Vllm:
@@ -43,14 +56,15 @@ class Vllm:
         self.keys = frozenset(b"Bearer " + key.encode() for key in options.api_keys)
         self.limited = options.max_queued_reqs > 0 or options.max_queued_tokens > 0
         self.draining = False
-        self._chats: dict[bytes, Prepared] = {}
-        self._texts: dict[bytes, Prepared] = {}
-        self._chat_shapes = Shapes("content", options.context_tokens)
-        self._text_shapes = Shapes("prompt", options.context_tokens)
+        limit, auto = options.context_tokens, options.auto_tools
+        chats = Route(
+            "/v1/chat/completions", lambda data, draw: _ask.chat(data, draw, auto_tools=auto), Shapes("content", limit)
+        )
+        texts = Route("/v1/completions", lambda data, draw: _ask.completion(data), Shapes("prompt", limit))
         # path -> (allowed method, handler)
         self.routes: dict[bytes, tuple[bytes, Handler]] = {
-            b"/v1/chat/completions": (b"POST", self.chat),
-            b"/v1/completions": (b"POST", self.completions),
+            b"/v1/chat/completions": (b"POST", partial(self._complete, chats)),
+            b"/v1/completions": (b"POST", partial(self._complete, texts)),
             b"/v1/models": (b"GET", self.list_models),
             b"/v1/embeddings": (b"POST", self.embeddings),
             b"/health": (b"GET", self.health),
@@ -122,40 +136,22 @@ class Vllm:
 
     # Completions
 
-    def chat(self, connection: Client, request: Request) -> bytes | None:
-        """POST /v1/chat/completions"""
+    def _complete(self, route: Route, connection: Client, request: Request) -> bytes | None:
+        """POST /v1/chat/completions, POST /v1/completions"""
         draw = self.machine.draws.next()
         body = request.body
         if request.content_type == JSON:
-            prepared = self._chats.get(body)
+            prepared = route.same.get(body)
             if prepared is not None:
                 return self._answer(connection, request, prepared, draw, 0, "")
-            found = self._chat_shapes.find(body)
+            found = route.shapes.find(body)
             if found is not None:
                 return self._answer(connection, request, found[0], draw, found[1], found[2])
         else:
             self._content_type(request)
         data = _ask.read(body)
-        prepared = self._prepare(body, _ask.chat(data, draw, auto_tools=self.options.auto_tools), _CHAT, self._chats)
-        self._chat_shapes.learn(body, data, prepared)
-        return self._answer(connection, request, prepared, draw, 0, "")
-
-    def completions(self, connection: Client, request: Request) -> bytes | None:
-        """POST /v1/completions"""
-        draw = self.machine.draws.next()
-        body = request.body
-        if request.content_type == JSON:
-            prepared = self._texts.get(body)
-            if prepared is not None:
-                return self._answer(connection, request, prepared, draw, 0, "")
-            found = self._text_shapes.find(body)
-            if found is not None:
-                return self._answer(connection, request, found[0], draw, found[1], found[2])
-        else:
-            self._content_type(request)
-        data = _ask.read(body)
-        prepared = self._prepare(body, _ask.completion(data), _COMPLETIONS, self._texts)
-        self._text_shapes.learn(body, data, prepared)
+        prepared = self._prepare(body, route.read(data, draw), route)
+        route.shapes.learn(body, data, prepared)
         return self._answer(connection, request, prepared, draw, 0, "")
 
     def _content_type(self, request: Request) -> None:
@@ -173,7 +169,7 @@ class Vllm:
             )
         return kitchen
 
-    def _prepare(self, body: bytes, ask: _ask.Ask, route: str, memory: dict[bytes, Prepared]) -> Prepared:
+    def _prepare(self, body: bytes, ask: _ask.Ask, route: Route) -> Prepared:
         """Check the limits; what a client may send again, byte for byte, is remembered."""
         kitchen = self._kitchen(ask.model)
         limit = self.options.context_tokens
@@ -195,11 +191,11 @@ class Vllm:
                 f"requested output tokens. (parameter=input_tokens, value={prompt})",
                 param="input_tokens",
             )
-        prepared = Prepared(kitchen, ask, wanted if wanted is not None else limit - prompt, route)
+        prepared = Prepared(kitchen, ask, wanted if wanted is not None else limit - prompt, route.path)
         if ask.plain and len(body) <= _REMEMBERED_BYTES:
-            if len(memory) >= _REMEMBERED:
-                memory.clear()
-            memory[body] = prepared
+            if len(route.same) >= _REMEMBERED:
+                route.same.clear()
+            route.same[body] = prepared
         return prepared
 
     def _answer(
