@@ -45,6 +45,13 @@ OPERATORS = {
     "kueue": Operator(chart="oci://registry.k8s.io/kueue/charts/kueue", version="0.14.4", namespace="kueue-system"),
 }
 _VALUES: dict[str, dict[str, Any]] = {
+    # So that its absence and its errors can be seen.
+    "keda": {
+        "prometheus": {
+            "metricServer": {"enabled": True, "podMonitor": {"enabled": True}},
+            "operator": {"enabled": True, "podMonitor": {"enabled": True}},
+        }
+    },
     "prometheus": {
         "grafana": {"enabled": False},
         # Also what other Helm releases ask to be scraped.
@@ -88,7 +95,8 @@ class Monitoring(Component):
         self.prometheus_url = PROMETHEUS[args.target]
         self.releases = {}
         if args.target == "gke":
-            for wanted in dict.fromkeys(("keda", "prometheus", *args.operators)):
+            # Prometheus first: KEDA's PodMonitors are objects of its operator.
+            for wanted in dict.fromkeys(("prometheus", "keda", *args.operators)):
                 self.releases[wanted] = self._install(name, wanted, cluster)
         self.register_outputs({"prometheusUrl": self.prometheus_url})
 
@@ -105,5 +113,8 @@ class Monitoring(Component):
             values=_VALUES.get(wanted, {}),
             atomic=True,
             timeout=600,
-            opts=self._child(provider=cluster.provider, depends_on=list(cluster.ready)),
+            opts=self._child(
+                provider=cluster.provider,
+                depends_on=[*cluster.ready, *([self.releases["prometheus"]] if wanted == "keda" else [])],
+            ),
         )

@@ -6,10 +6,12 @@ Deliberately not here: the embedded cluster, which has neither of the two; `toll
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pulumi
 import pulumi_kubernetes as k8s
 
+import gate
 import stacks
 
 from ._base import Component
@@ -55,3 +57,14 @@ class StackMonitoring(Component):
             opts=self._child(provider=cluster.provider),
         )
         self.register_outputs({})
+
+
+def evidence_until(stack: stacks.Stack, root: Path, evidence: str | None) -> float | None:
+    """When the evidence that let the stack's release in expires, in Unix seconds; None where there is none."""
+    stage = stacks.load_pipeline(root).stage(stack.name)
+    if evidence is None or stage is None or stage.after is None:
+        return None
+    source = stacks.load_stack(str(stage.after), root)
+    entries = gate.open_store(source.evidence, root, gate.load_keys(root)).entries()
+    signed = [entry.signed_at for entry in entries if entry.digest == evidence]
+    return signed[0].timestamp() + stage.criteria.max_evidence_age_hours * 3600 if signed else None

@@ -24,6 +24,7 @@ from .benchmark import BenchmarkJob, BenchmarkJobArgs, dialect
 from .dns import FleetDns, FleetDnsArgs
 from .engines import ENGINE_NAME
 from .gateway import HEALTH_PATH
+from .monitoring_stack import evidence_until
 from .preflight import refuse
 from .promotion import PromotionCheck, PromotionCheckArgs
 from .site import Site, SiteArgs, build_site
@@ -83,6 +84,7 @@ class Platform(Component):
                     first=fleet is regions[0],
                     candidate=candidate,
                     secrets=args.enforce,
+                    evidence_until=evidence_until(stack, args.root, gatekeeper.evidence),
                 ),
                 self._child,
             )

@@ -16,12 +16,14 @@ import stacks
 import values
 
 from ._base import fit
-from .autoscaler import QueueAutoscaler, autoscaler_of
+from .autoscaler import QueueAutoscaler, autoscaler_of, source_of
 from .cluster import CLUSTER_NAME, Cluster, ClusterArgs
 from .engines import ENGINE_NAME, SERVICES, EngineArgs, EngineService, service_for
 from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
+from .monitoring_rules import facts_of
+from .monitoring_stack import StackMonitoring, StackMonitoringArgs
 from .preflight import candidate_replicas
 
 CANDIDATE_NAME = "engine-candidate"
@@ -36,7 +38,7 @@ class SiteArgs:
     """`stack`: with the fleet of this region alone. `suffix`: of every name, empty off GKE.
 
     `first`: of the stack's regions; what they share is made there. `candidate`: the release beside the stack's own, loaded.
-    `secrets`: whether the stack's secrets are there to be read.
+    `secrets`: whether the stack's secrets are there to be read. `evidence_until`: when what let the release in expires.
     """
 
     stack: stacks.Stack
@@ -47,6 +49,7 @@ class SiteArgs:
     first: bool = True
     candidate: stacks.Release | None = None
     secrets: bool = True
+    evidence_until: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,16 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     gateway, address = _gateway(args, cluster, namespace, [one for one in (engine, candidate) if one], child)
     if stack.fleet.nodes.min < stack.fleet.nodes.max:
         _autoscaler(args, cluster, namespace, engine, monitoring, child)
+    if stack.target == "gke" or "prometheus" in stack.has:
+        facts = facts_of(
+            stack, args.plan, source_of(stack, args.plan), values.render(stack, args.plan), args.evidence_until
+        )
+        StackMonitoring(
+            f"monitoring-stack{suffix}",
+            StackMonitoringArgs(facts=facts, scaling=stack.autoscaling, namespace=namespace.metadata["name"]),
+            cluster,
+            opts=child(depends_on=list(monitoring.releases.values())),
+        )
     return Site(
         region=region,
         cluster=cluster,

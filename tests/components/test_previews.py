@@ -52,8 +52,8 @@ def document(states: list[dict[str, Any]]) -> str:
         if state["type"] == "pulumi:pulumi:Stack":
             continue
         urn = state["urn"]
-        if "tollgate:index:BenchmarkJob" in urn:
-            # What measures has tests of its own, and changes with what is measured.
+        if any(f"tollgate:index:{kind}" in urn for kind in ("BenchmarkJob", "StackMonitoring")):
+            # What measures and what watches have tests of their own, and change with what is measured and shown.
             continue
         entry: dict[str, Any] = {"under": state.get("parent", "").rpartition("::")[2]}
         if state.get("protect"):
