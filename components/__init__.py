@@ -12,6 +12,7 @@ from .engines.vllm import VllmService
 from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
 from .monitoring import Monitoring, MonitoringArgs
+from .monitoring_stack import StackMonitoring, StackMonitoringArgs
 from .platform import Platform, PlatformArgs, deploy
 from .preflight import refuse
 from .program import run
@@ -42,6 +43,8 @@ __all__ = [
     "QueueAutoscalerArgs",
     "SglangService",
     "SimulatorService",
+    "StackMonitoring",
+    "StackMonitoringArgs",
     "VllmService",
     "deploy",
     "refuse",
