@@ -163,7 +163,7 @@ def _text(path: Path) -> str:
 @contextmanager
 def checkout(root: Path, ref: str) -> Iterator[Path]:
     """The project as it is at a commit, in a temporary git worktree that is removed afterwards."""
-    top = Path(_git(root, "rev-parse", "--show-toplevel").strip())
+    top = _top(root)
     commit = _commit(root, ref)
     with tempfile.TemporaryDirectory(prefix="tollgate-base-") as folder:
         tree = Path(folder) / "tree"
@@ -194,10 +194,21 @@ def left(root: Path, ref: str) -> str:
         return commit
 
 
+def _top(root: Path) -> Path:
+    try:
+        return Path(_git(root, "rev-parse", "--show-toplevel").strip())
+    except stacks.TollgateError:
+        raise stacks.InputError(
+            where="--base", got=f"{root}, which is in no git repository", allowed="a clone with that commit",
+            fix="run this in one, or leave --base out and use --offline",
+        ) from None  # fmt: skip
+
+
 def _commit(root: Path, ref: str) -> str:
     try:
         return _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
     except stacks.TollgateError:
+        _top(root)
         raise stacks.InputError(
             where="--base",
             got=ref,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 import stacks
 
-from ._changes import Amounts, Change, Evidence, Line, Status, signed
+from ._changes import Amounts, Change, Evidence, Line, Status, money, signed
 from ._events import NODE_POOL, Event
 from ._limits import Finding, Limits, judge, raised
 from ._model import LEVELS, Model, Plan, Unpriced, total
@@ -237,10 +237,11 @@ def _headline(changes: Sequence[Change]) -> str:
     if len(shown) == 1:
         return shown[0].headline
     whole = [change for change in shown if change.error is None and change.known]
-    words = [f"{len(shown)} of {len(changes)} stacks change"]
+    new = all(change.status == "new" for change in changes)
+    words = [f"{len(shown)} new stacks" if new else f"{len(shown)} of {len(changes)} stacks change"]
     if whole:
         grown = total(change.amounts("expected").usd_per_hour_step for change in whole)
-        words[0] += f": {signed(grown)}/h expected in all"
+        words[0] += f": {money(grown) if new else signed(grown)}/h expected in all"
     for word, names in (
         ("the cost of {} is not known", [one.stack for one in shown if one.error is None and not one.known]),
         ("{} cannot be evaluated", [one.stack for one in shown if one.error is not None]),

@@ -224,6 +224,11 @@ def test_removed_and_new_stacks_are_said() -> None:
     assert change(made(), None).headline == "prod: removed, −$8.91/h expected"
 
 
+def test_several_new_stacks_are_one_sum() -> None:
+    changes = [Change(stack=name, before=None, after=made()) for name in ("a", "b")]
+    assert document(*changes).headline == "2 new stacks: $17.82/h expected in all"
+
+
 def test_a_broken_program_is_said_where_its_numbers_would_be_with_its_whole_reason_folded() -> None:
     broken = Change(stack="dev", error="stacks/Pulumi.dev.yaml, line 3\n  fix:     write it", input_error=True)
     report = document(broken, change(made(), made()))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import preview as room
+import stacks
 
 HERE = Path(__file__).resolve().parents[2]
 
@@ -91,6 +92,11 @@ def test_what_a_program_prints_is_not_taken_for_its_answer(project: Path) -> Non
     found = room.evaluate(project, ["local-dev"])["local-dev"]
     assert found.error is None
     assert found.resources
+
+
+def test_a_base_without_a_repository_is_said_as_that(project: Path) -> None:
+    with pytest.raises(stacks.InputError, match=r"in no git repository(.|\n)*--offline"):
+        room.evaluate_both(project, ["local-dev"], "HEAD", lambda _: {})
 
 
 @pytest.mark.slow
