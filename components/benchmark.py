@@ -29,7 +29,6 @@ from ._base import Component
 from .cluster import Cluster
 from .engines import ENGINE_NAME
 
-_IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 _MOST_BYTES = 256_000_000
 
 
@@ -90,7 +89,7 @@ class BenchmarkJob(Component):
             "context_tokens": stack.release.context_tokens,
             **({"against": dict(args.against)} if args.against is not None else {}),
         }
-        measuring = args.measure(stacks.digest({**config, "image": _IMAGE}))
+        measuring = args.measure(stacks.digest({**config, "image": args.benchmark.image}))
         # Other prompts each time: a cache must not know them from the look before.
         config["seed"] = measuring.attempt
         trigger = stacks.digest([measuring.benchmark, measuring.attempt]).removeprefix("sha256:")[:12]
@@ -296,7 +295,7 @@ def _job_spec(
                 "containers": [
                     {
                         "name": "bench",
-                        "image": _IMAGE,
+                        "image": benchmark.image,
                         "args": arguments,
                         **({"env": environment} if environment else {}),
                         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

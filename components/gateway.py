@@ -24,7 +24,6 @@ from .cluster import Cluster
 
 GATEWAY_NAME = "gateway"
 HEALTH_PATH = "/gateway/health"
-IMAGE = "haproxy:3.2-alpine"
 _POOL_CHART = "oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool"
 _POOL_VERSION = "v1.2.0"
 _SECURITY = {
@@ -240,7 +239,7 @@ def _proxy_pod(args: GatewayArgs, labels: dict[str, str]) -> dict[str, Any]:
         "containers": [
             {
                 "name": "haproxy",
-                "image": IMAGE,
+                "image": args.gateway.image,
                 "args": ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
                 "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
                 "ports": [

@@ -17,6 +17,7 @@ import gate
 import stacks
 
 from ._base import Component
+from .preflight import refuse_tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class PromotionCheck(Component):
     def __init__(self, name: str, args: PromotionCheckArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         stage = stacks.load_pipeline(args.root).stage(args.stack.name)
         after = stage.after if stage is not None else None
+        if stage is not None and stage.digests_only:
+            refuse_tags(args.stack, f"stacks/pipeline.yaml asks for digests in {args.stack.name}")
         self.gated, self.evidence, approved = after is not None, None, []
         if args.enforce:
             admission = gate.check(
@@ -66,6 +69,7 @@ class PromotionCheck(Component):
             "evidence": self.evidence,
             "approved": approved,
             "enforced": args.enforce,
+            "digestsOnly": (stage is not None and stage.digests_only) or None,
         }
         super().__init__(name, facts, opts)
         for line in approved:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ._base import Model, Name, Positive
+from ._base import Image, Model, Name, Positive
 
 # What an existing cluster has beside Kubernetes itself. On `target: gke` the stack installs keda, prometheus, lws and kueue.
 Capability = Literal[
@@ -161,7 +161,7 @@ class Gateway(Model):
 
     `proxy`: HAProxy, fewest connections first, a backend is out after three failed checks. `inference-extension`: the
     cluster's Gateway (`gateway` names it) and an InferencePool. `affinity: session`: requests with the same `header` go to
-    the same replica, by consistent hashing (proxy only).
+    the same replica, by consistent hashing (proxy only). `image`: the proxy's.
     """
 
     kind: Literal["proxy", "inference-extension"] = "proxy"
@@ -171,6 +171,7 @@ class Gateway(Model):
     external: bool = False
     gateway: Name | None = None
     candidate: Candidate | None = None
+    image: Image = "haproxy:3.2-alpine"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

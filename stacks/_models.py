@@ -6,18 +6,15 @@ the catalog; these models only know what is well-formed.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ._base import Digest, Model, Name, NonNegative, Positive, Share
+from ._base import Digest, Image, Model, Name, NonNegative, Positive, Share
 from ._fleet import Fleet
 from ._ground import Capability, Dns, Gateway, Gke, Serving
 from ._scaling import Autoscaling
-
-_IMAGE = re.compile(r"^[a-z0-9][a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$")
 
 
 class Parallelism(Model):
@@ -47,7 +44,7 @@ class Release(Model):
     name: Name
     engine: Name
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,63}$")]
-    image: str
+    image: Image
     model: Name
     source: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
     revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")] | None = None
@@ -69,13 +66,6 @@ class Release(Model):
         # Ollama splits layers, vLLM tensors.
         split = "pipeline" if value.get("engine") == "ollama" else "tensor"
         return {**value, "parallelism": {"slots": "auto", split: count}}
-
-    @field_validator("image")
-    @classmethod
-    def _image(cls, value: str) -> str:
-        if not _IMAGE.fullmatch(value):
-            raise ValueError("must be repository[:tag][@sha256:…]")
-        return value
 
 
 class Tokens(Model):
@@ -166,12 +156,13 @@ class Benchmark(Model):
     """The load a stack is measured with after deployment: its traffic, `runs` times, `seconds` each.
 
     `against`: a stack of the same cluster that runs the baseline; each run here is then followed by one there, so that the
-    comparison of the two is not one of two times.
+    comparison of the two is not one of two times. `image`: of the load generator.
     """
 
     runs: Annotated[int, Field(ge=1, le=100)] = 5
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     against: Name | None = None
+    image: Image = "ghcr.io/tollgate/bench:0.1.0"
 
 
 class Promotion(Model):
@@ -280,12 +271,14 @@ class Criteria(Model):
 class Stage(Model):
     """A stack's place in the pipeline; `after` names the stage whose evidence lets a release in (absent: ungated).
 
-    `criteria`: of the edge into it; those of a stage without `after` judge what it measures itself.
+    `criteria`: of the edge into it; those of a stage without `after` judge what it measures itself. `digests_only`: no image
+    of this stack may be named by tag alone, whatever its own file says.
     """
 
     stack: Name
     after: Name | None = None
     criteria: Criteria = Criteria()
+    digests_only: bool = False
 
 
 class Pipeline(Model):
