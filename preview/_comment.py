@@ -70,15 +70,15 @@ def comment(
     own = client or httpx2.Client(timeout=20.0)
     api = _Api(own, forge, sleep, clock)
     try:
-        found = api.find()
-        if found is None and not wanted:
-            return Outcome(done="nothing")
-        if found is not None and str(found.get("body", "")).strip() == body.strip():
-            return Outcome(done="left", where=_address(found))
-        if found is None:
-            return Outcome(done="created", where=_address(api.send("POST", forge.page, {"body": body})))
-        answer = api.send(forge.method, forge.one.format(id=found["id"]), {"body": body})
-        return Outcome(done="updated", where=_address(answer))
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _put(api, forge, body, wanted=wanted)
+            except _UnsureError as error:
+                # It may have been made all the same: look again before making another.
+                if attempt == _ATTEMPTS - 1:
+                    raise stacks.TollgateError(f"{kind} did not take the comment: {error}") from error
+                sleep(_pause(attempt))
+        raise AssertionError("unreachable")
     except _MayNotError:
         return _summary(body, env) if wanted else Outcome(done="nothing")
     except httpx2.HTTPError as error:
@@ -88,8 +88,24 @@ def comment(
             own.close()
 
 
+def _put(api: _Api, forge: _Forge, body: str, *, wanted: bool) -> Outcome:
+    found = api.find()
+    if found is None and not wanted:
+        return Outcome(done="nothing")
+    if found is not None and str(found.get("body", "")).strip() == body.strip():
+        return Outcome(done="left", where=_address(found))
+    if found is None:
+        return Outcome(done="created", where=_address(api.send("POST", forge.page, {"body": body})))
+    answer = api.send(forge.method, forge.one.format(id=found["id"]), {"body": body})
+    return Outcome(done="updated", where=_address(answer))
+
+
 class _MayNotError(Exception):
     """The token may not do that."""
+
+
+class _UnsureError(Exception):
+    """Nobody knows whether the comment was made."""
 
 
 class _Api:
@@ -129,7 +145,7 @@ class _Api:
                 address = answer.links.get("next", {}).get("url")
             if not address:
                 return
-            if not str(address).startswith(self._forge.page.split("/repos/")[0].split("/projects/")[0]):
+            if not str(address).startswith(self._forge.page.split("/repos/")[0].split("/projects/")[0] + "/"):
                 # The token goes nowhere else.
                 raise stacks.TollgateError(f"the API's next page is elsewhere: {address}")
 
@@ -146,9 +162,10 @@ class _Api:
             last = attempt == _ATTEMPTS - 1
             try:
                 answer = self._client.request(method, address, json=body, headers=dict(self._forge.headers))
-            except httpx2.TransportError:
-                # A POST whose answer was lost may have been done; the next run finds it by its marker.
-                if last or method == "POST":
+            except httpx2.TransportError as error:
+                if method == "POST":
+                    raise _UnsureError(f"{type(error).__name__}: {error}") from error
+                if last:
                     raise
                 self._sleep(_pause(attempt))
                 continue
@@ -158,6 +175,8 @@ class _Api:
             if wait is None and answer.status_code not in _AGAIN:
                 answer.raise_for_status()
                 return answer
+            if wait is None and method == "POST":
+                raise _UnsureError(f"HTTP {answer.status_code}")
             if last or (wait or 0.0) > _LONGEST_WAIT_SECONDS:
                 raise stacks.TollgateError(
                     f"{method} {answer.request.url.path}: HTTP {answer.status_code} after {attempt + 1} tries"
@@ -176,6 +195,9 @@ class _Api:
         if answer.headers.get("x-ratelimit-remaining") == "0":
             reset = answer.headers.get("x-ratelimit-reset", "")
             return max(1.0, float(reset) - self._clock()) if reset.isdigit() else _pause(_ATTEMPTS)
+        if "rate limit" in answer.text.lower():
+            # GitHub's secondary limit, which need not say for how long: at least a minute, by its documentation.
+            return _LONGEST_WAIT_SECONDS
         return _pause(2) if answer.status_code == 429 else None
 
 

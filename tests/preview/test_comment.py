@@ -29,6 +29,8 @@ class Forge:
         self.trouble: list[tuple[int, dict[str, str]]] = []
         self.calls: list[tuple[str, str, str]] = []
         self.may_write = True
+        # Comments that are made, and then answered by a gateway that had given up waiting.
+        self.made_and_lost = 0
         self.page = 30
         self.gitlab = False
         forge = self
@@ -52,7 +54,8 @@ class Forge:
         self.calls.append((request.command, request.path, token))
         if self.trouble:
             status, headers = self.trouble.pop(0)
-            return self.answer(request, status, [] if status == 200 else {"message": "trouble"}, headers)
+            message = headers.pop("message", "trouble")
+            return self.answer(request, status, [] if status == 200 else {"message": message}, headers)
         if request.path.endswith("/user"):
             return self.answer(request, 200, {"id": 7})
         if request.command == "GET":
@@ -69,6 +72,9 @@ class Forge:
                 **self.author("bot"),
             }
             self.comments.append(made)
+            if self.made_and_lost:
+                self.made_and_lost -= 1
+                return self.answer(request, 502, {"message": "bad gateway"})
             return self.answer(request, 201, made)
         number = int(request.path.rpartition("/")[2])
         found = next(entry for entry in self.comments if entry["id"] == number)
@@ -206,6 +212,27 @@ def test_trouble_of_the_server_is_waited_out_with_growing_pauses(forge: Forge, s
     assert len(forge.comments) == 1
 
 
+def test_a_comment_that_was_made_and_answered_with_an_error_is_not_made_twice(forge: Forge) -> None:
+    forge.made_and_lost = 1
+    assert put(forge).done == "left"
+    assert [entry["body"] for entry in forge.comments] == [BODY]
+
+
+def test_a_server_that_never_takes_the_comment_is_an_error(forge: Forge) -> None:
+    pauses: list[float] = []
+    forge.trouble = [(status, {}) for _ in range(5) for status in (200, 502)]
+    with pytest.raises(stacks.TollgateError, match=r"github did not take the comment: HTTP 502"):
+        put(forge, sleep=pauses.append)
+    assert (len(pauses), forge.comments) == (4, [])
+
+
+def test_a_secondary_rate_limit_says_so_in_words_only_and_is_waited_for(forge: Forge) -> None:
+    forge.trouble = [(403, {"message": "You have exceeded a secondary rate limit"})]
+    pauses: list[float] = []
+    assert put(forge, sleep=pauses.append).done == "created"
+    assert pauses == [60.0]
+
+
 def test_a_server_that_stays_broken_is_an_error_that_names_it(forge: Forge) -> None:
     forge.trouble = [(503, {})] * 9
     with pytest.raises(stacks.TollgateError, match=r"HTTP 503 after 5 tries"):
@@ -234,10 +261,10 @@ def test_a_rate_limit_of_an_hour_is_not_waited_for(forge: Forge) -> None:
 def test_the_token_is_sent_to_the_api_and_nowhere_else(forge: Forge) -> None:
     put(forge)
     assert {token for _, _, token in forge.calls} == {"Bearer secret"}
-    forge.trouble = [(200, {"link": '<http://127.0.0.1:9/evil>; rel="next"'})]
-
-    with pytest.raises(stacks.TollgateError, match="next page is elsewhere"):
-        put(forge)
+    for elsewhere in ("http://127.0.0.1:9/evil", f"{forge.url}0/repos/our/repo/issues/12/comments?page=2"):
+        forge.trouble = [(200, {"link": f'<{elsewhere}>; rel="next"'})]
+        with pytest.raises(stacks.TollgateError, match="next page is elsewhere"):
+            put(forge)
 
 
 def test_what_the_job_lacks_is_named(forge: Forge) -> None:
