@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -66,6 +67,14 @@ class _Page:
 
 
 def _process(page: _Page, created: float) -> None:
+    generations = gc.get_stats()
+    for name, key, text in (
+        ("python_gc_objects_collected", "collected", "Objects collected during gc"),
+        ("python_gc_objects_uncollectable", "uncollectable", "Uncollectable objects found during GC"),
+        ("python_gc_collections", "collections", "Number of times this generation was collected"),
+    ):
+        page.head(f"{name}_total", "counter", text)
+        page.lines += [f'{name}_total{{generation="{at}"}} {show(row[key])}' for at, row in enumerate(generations)]
     major, minor, patch = sys.version_info[:3]
     info = f'implementation="CPython",major="{major}",minor="{minor}",patchlevel="{patch}"'
     page.gauge("python_info", "Python platform information", [(f'{info},version="{platform.python_version()}"', 1.0)])
@@ -234,23 +243,47 @@ def exposition(
     return ("\n".join(page.lines) + "\n").encode()
 
 
+# Labels of the cache's configuration that say None on a machine as it is simulated here.
+_UNSET: tuple[str, ...] = (
+    "cache_hit_alignment_tokens",
+    "hash_block_size",
+    "kv_cache_layout",
+    "kv_cache_memory_bytes",
+    "kv_offloading_size",
+)
+_UNSET += ("mamba_block_size", "mamba_page_size_padded", "num_cpu_blocks", "prefix_match_unit", "skip_page_size_padded")
+_UNSET += ("sliding_window",)
+
+
 def _cache_config(page: _Page, options: Engine, blocks: int) -> None:
     tokens = blocks * options.block_tokens
-    labels = {
+    none = dict.fromkeys(_UNSET, "None")
+    labels: dict[str, object] = none | {
         "_block_size_resolved": "True",
         "block_size": options.block_tokens,
         "cache_dtype": options.kv_cache,
+        "effective_attention_block_size": options.block_tokens,
+        "enable_mamba_shared_prefix_checkpoint": "False",
         "enable_prefix_caching": options.prefix_caching,
         "engine": 0,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "is_attention_free": "False",
+        "kv_cache_dtype_skip_layers": "[]",
         "kv_cache_max_concurrency": tokens / options.context_tokens,
         "kv_cache_size_tokens": tokens,
-        "num_cpu_blocks": "None",
+        "kv_offloading_backend": "native",
+        "kv_sharing_fast_prefill": "False",
+        "mamba_cache_dtype": "auto",
+        "mamba_cache_mode": "none",
+        "mamba_ssm_cache_dtype": "float32",
         "num_gpu_blocks": blocks,
         "num_gpu_blocks_override": options.num_gpu_blocks,
+        "prefix_cache_retention_interval": 0,
         "prefix_caching_hash_algo": "sha256",
-        "sliding_window": "None",
+        "replayssm_buffer_len": 16,
+        "swa_bounded_replay": "True",
+        "use_kda_recoverssm": "False",
+        "use_replayssm": "False",
         "user_specified_block_size": options.block_tokens != 16,
     }
     shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
@@ -289,6 +322,8 @@ def _http(page: _Page, stats: Stats, values: list[float], handlers: dict[tuple[s
                 f'{metric}_count{{handler="{handler}"}} {show(total[0])}',
                 f'{metric}_sum{{handler="{handler}"}} {show(total[at])}',
             )
+        page.head(f"{metric}_created", "gauge", text)
+        page.lines += [f'{metric}_created{{handler="{handler}"}} {page.created}' for handler in by_handler]
     fine = stats.http_fine
     page.histogram(
         "http_request_duration_highr_seconds",
