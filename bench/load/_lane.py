@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from ._recorder import CUT, EMPTY, OK, pack_row
-from ._wire import RETRY_AFTER, TAIL_BYTES, UNKNOWN, Reply
+from ._wire import TAIL_BYTES, UNKNOWN, Reply, retry_after
 
 if TYPE_CHECKING:
     from ._session import Session
@@ -237,8 +237,7 @@ class Lane(asyncio.Protocol):
         if self._session.reconnect or not self._keep:
             self.close()
         if self._status != 200:
-            found = RETRY_AFTER.search(self._tail)
-            self._finish(now, f"http_{self._status}", retry_after=float(found[1]) if found else 0.0)
+            self._finish(now, f"http_{self._status}", retry_after=retry_after(self._tail))
             return
         reply = self._session.wire.reply(self._tail)
         if reply.problem:

@@ -111,28 +111,33 @@ def _text(seed: int, count: int) -> bytes:
 class SharedPrefix:
     """Prompts that begin alike, as those with one system prompt do: one of `groups` beginnings.
 
-    `hit_rate`: the share of requests that do; the others have a beginning of their own.
+    Prompts are as long as the traffic says, prefix included; one that is shorter than the prefix is a part of it and a word of
+    its own. `hit_rate`: the share of requests that begin so; the others have a beginning of their own. `context_tokens`
+    bounds prompt plus answer, if known.
     """
 
     def __init__(
-        self, traffic: stacks.Traffic, seed: int, *, prefix_tokens: int, groups: int = 1, hit_rate: float = 1.0
-    ) -> None:
-        own = max(1.0, traffic.prompt_tokens.mean - prefix_tokens)
-        prompt = stacks.Tokens(mean=own, cv=traffic.prompt_tokens.cv)
-        self._rest = Synthetic(traffic.model_copy(update={"prompt_tokens": prompt}), seed)
+        self, traffic: stacks.Traffic, seed: int, *, prefix_tokens: int, groups: int = 1, hit_rate: float = 1.0,
+        context_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        self._whole = Synthetic(traffic, seed, context_tokens)
         long = traffic.model_copy(update={"prompt_tokens": stacks.Tokens(mean=float(max(1, prefix_tokens)))})
         self._own = Synthetic(long, seed + 7919)
         self._prefixes = [self._own(group).content for group in range(groups)]
         self._prefix_tokens, self._hit_rate = prefix_tokens, hit_rate
 
     def __call__(self, serial: int) -> Ask:
-        rest = self._rest(serial)
+        whole = self._whole(serial)
         # Multiples of the golden ratio are spread evenly: any stretch of requests has the share.
         if serial * _GOLDEN % 1.0 < self._hit_rate:
             prefix = self._prefixes[serial % len(self._prefixes)]
         else:
             prefix = self._own(len(self._prefixes) + serial).content
-        return Ask(prefix + b" " + rest.content, rest.output_tokens, rest.prompt_tokens + self._prefix_tokens)
+        shared = min(self._prefix_tokens, whole.prompt_tokens - 1)
+        if shared <= 0:
+            return whole
+        rest = self._whole.words(serial, whole.prompt_tokens - shared)
+        return Ask(b"%b %b" % (prefix[: shared * _WIDTH - 1], rest), whole.output_tokens, whole.prompt_tokens)
 
 
 class Conversation:
@@ -141,11 +146,14 @@ class Conversation:
     `together` conversations go on at the same time, so that a turn follows the one before after as many other requests:
     what a prefix cache has to hold is what it would be with so many people. An assistant's earlier answers are as long as
     the traffic says answers are; the first turn's prompt is as long as the traffic says, each further one a quarter of it.
+    Where all of it and the answer would not fit into `context_tokens`, the oldest turns are left out, as clients do.
     """
 
-    def __init__(self, traffic: stacks.Traffic, seed: int, *, turns: int, together: int) -> None:
-        self._turns, self._together = turns, together
-        self._first = Synthetic(traffic, seed)
+    def __init__(
+        self, traffic: stacks.Traffic, seed: int, *, turns: int, together: int, context_tokens: int | None = None
+    ) -> None:
+        self._turns, self._together, self._limit = turns, together, context_tokens or 1 << 30
+        self._first = Synthetic(traffic, seed, context_tokens)
         later = stacks.Tokens(mean=max(1.0, traffic.prompt_tokens.mean / 4), cv=traffic.prompt_tokens.cv)
         self._later = Synthetic(traffic.model_copy(update={"prompt_tokens": later}), seed + 15_485_863)
         answers = traffic.model_copy(update={"prompt_tokens": traffic.output_tokens})
@@ -154,13 +162,16 @@ class Conversation:
     def __call__(self, serial: int) -> Ask:
         round_, place = divmod(serial, self._together)
         number, turn = round_ // self._turns * self._together + place, round_ % self._turns
-        said, tokens = [], 0
+        said: list[tuple[bytes, int]] = []
         for past in range(turn + 1):
             ask = (self._first if past == 0 else self._later)(number * self._turns + past)
-            said.append(b'{"role":"user","content":"%b"}' % ask.content)
-            tokens += ask.prompt_tokens
+            said.append((b'{"role":"user","content":"%b"}' % ask.content, ask.prompt_tokens))
             if past < turn:
                 answer = self._answers(number * self._turns + past)
-                said.append(b'{"role":"assistant","content":"%b"}' % answer.content)
-                tokens += answer.prompt_tokens
-        return Ask(b"[" + b",".join(said) + b"]", ask.output_tokens, tokens, True)
+                said.append((b'{"role":"assistant","content":"%b"}' % answer.content, answer.prompt_tokens))
+        tokens = sum(count for _, count in said)
+        # A user's turn and its answer go together.
+        while len(said) > 2 and tokens + ask.output_tokens > self._limit:
+            tokens -= said[0][1] + said[1][1]
+            del said[:2]
+        return Ask(b"[" + b",".join(text for text, _ in said) + b"]", ask.output_tokens, tokens, True)

@@ -22,16 +22,20 @@ from ._prompts import Ask, Synthetic
 _WHEN = ("time", "timestamp", "TIMESTAMP", "Timestamp")
 _INPUT = ("prompt_tokens", "input_length", "ContextTokens", "Request tokens")
 _OUTPUT = ("output_tokens", "output_length", "GeneratedTokens", "Response tokens")
+# What a prompt is made of, block by block: prompts that begin with the same ones begin with the same words (Mooncake).
+_BLOCKS, _BLOCK_TOKENS = "hash_ids", 512
 _MAX_ROWS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """`moments`: seconds from the first request, rising; the lengths in tokens, by request."""
+    """`moments`: seconds from the first request, rising; the lengths in tokens, by request; `blocks`: by request, the numbers
+    of the blocks of 512 tokens that its prompt begins with (none: it has nothing in common with others)."""
 
     moments: tuple[float, ...]
     prompt_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...] = ()
 
     def load(self, *, speed: float = 1.0, seconds: float | None = None) -> Open:
         """The arrivals, `speed` times as fast as they were, for at most `seconds` of the benchmark's time."""
@@ -46,17 +50,25 @@ class Trace:
 
 
 class TraceSource:
-    """Synthetic words, as many as each request of the trace had."""
+    """Synthetic words, as many as each request of the trace had; the same ones where the trace says that prompts were alike."""
 
     def __init__(self, trace: Trace, seed: int) -> None:
         self._trace = trace
-        longest = stacks.Tokens(mean=float(max(trace.prompt_tokens)))
-        self._words = Synthetic(stacks.Traffic(users=1, prompt_tokens=longest, output_tokens=longest), seed)
+        longest = stacks.Tokens(mean=float(max(_BLOCK_TOKENS, *trace.prompt_tokens)))
+        traffic = stacks.Traffic(users=1, prompt_tokens=longest, output_tokens=longest)
+        self._words, self._shared = Synthetic(traffic, seed), Synthetic(traffic, seed + 7919)
 
     def __call__(self, serial: int) -> Ask:
         row = serial % len(self._trace.prompt_tokens)
-        count = self._trace.prompt_tokens[row]
-        return Ask(self._words.words(serial, count), self._trace.output_tokens[row], count)
+        count, output = self._trace.prompt_tokens[row], self._trace.output_tokens[row]
+        left, parts = count, []
+        for block in self._trace.blocks[row] if self._trace.blocks else ():
+            if left > 0:
+                parts.append(self._shared.words(block, min(left, _BLOCK_TOKENS)))
+                left -= _BLOCK_TOKENS
+        if left > 0:
+            parts.append(self._words.words(serial, left))
+        return Ask(b" ".join(parts), output, count)
 
 
 def read_trace(path: Path) -> Trace:
@@ -64,11 +76,13 @@ def read_trace(path: Path) -> Trace:
     moments: list[float] = []
     prompts: list[int] = []
     outputs: list[int] = []
+    blocks: list[tuple[int, ...]] = []
     last = float("-inf")
     for number, row in _rows(path):
         try:
             when = _moment(row)
             prompt, output = int(float(_column(row, _INPUT))), int(float(_column(row, _OUTPUT)))
+            same = tuple(int(number) for number in row.get(_BLOCKS) or ())
         except (KeyError, ValueError, TypeError) as error:
             raise stacks.InputError(
                 where=f"{path}, line {number}",
@@ -86,6 +100,7 @@ def read_trace(path: Path) -> Trace:
             moments.append(when)
             prompts.append(max(1, prompt))
             outputs.append(output)
+            blocks.append(same)
     if not moments:
         raise stacks.InputError(where=str(path), got="no request", allowed="at least one", fix="give another trace")
     first = moments[0]
@@ -93,6 +108,7 @@ def read_trace(path: Path) -> Trace:
         moments=tuple(moment - first for moment in moments),
         prompt_tokens=tuple(prompts),
         output_tokens=tuple(outputs),
+        blocks=tuple(blocks) if any(blocks) else (),
     )
 
 
@@ -156,7 +172,9 @@ class Conversations:
         return Ask(self._asks[serial % len(self._asks)], self._output[serial % len(self._output)], -1, True)
 
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# As the models of the time were called in the public copies of ShareGPT.
+_ASSISTANTS = ("assistant", "gpt", "chatgpt", "bing", "bard", "model")
+_ROLES = {"human": "user", "user": "user", "system": "system", **dict.fromkeys(_ASSISTANTS, "assistant")}
 
 
 def read_dialogues(path: Path) -> list[list[dict[str, str]]]:

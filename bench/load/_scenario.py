@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 import stacks
 
 from ._arrivals import Closed, Load, Open, Stage, of_traffic
-from ._prompts import Conversation, SharedPrefix, Source, Synthetic
+from ._prompts import Conversation, SharedPrefix, Source, Synthetic, lengths
 from ._replay import Conversations, read_dialogues, read_trace
 
 _STAGE = re.compile(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?@(\d+(?:\.\d+)?)s?")
@@ -94,20 +94,19 @@ class Scenario(BaseModel):
             return lambda number: replayed.source(seed + number)
         if self.prompts is not None:
             said = read_dialogues(self.prompts)
-            answers = [round(traffic.output_tokens.mean)]
-            return lambda _: Conversations(said, answers)
-        shared = traffic.prefix
-        if shared is not None and not self.prefix_tokens and self.turns == 1:
-            tokens, rate = round(shared.tokens), shared.hit_rate
-            return lambda number: SharedPrefix(traffic, seed + number, prefix_tokens=tokens, hit_rate=rate)
-        prefix = self.prefix_tokens
-        if not prefix and traffic.prefix is not None and self.turns == 1:
-            prefix = round(traffic.prefix.tokens)
-        if prefix:
-            return lambda number: SharedPrefix(traffic, seed + number, prefix_tokens=prefix, groups=self.prefix_groups)
+            return lambda number: Conversations(said, lengths(traffic.output_tokens, seed + number))
+        if self.prefix_tokens or (traffic.prefix is not None and self.turns == 1):
+            own = traffic.prefix if not self.prefix_tokens else None
+            tokens, rate = (round(own.tokens), own.hit_rate) if own is not None else (self.prefix_tokens, 1.0)
+            return lambda number: SharedPrefix(
+                traffic, seed + number, prefix_tokens=tokens, groups=self.prefix_groups, hit_rate=rate,
+                context_tokens=context_tokens,
+            )  # fmt: skip
         if self.turns > 1:
             together = traffic.users or max(1, math.ceil(traffic.requests_per_second or 1.0))
-            return lambda number: Conversation(traffic, seed + number, turns=self.turns, together=together)
+            return lambda number: Conversation(
+                traffic, seed + number, turns=self.turns, together=together, context_tokens=context_tokens
+            )
         return lambda number: Synthetic(traffic, seed + number, context_tokens)
 
     @property

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -33,7 +35,7 @@ _CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}\r\n")
 _NUMBER = re.compile(rb":\s*(\d+)")
 _OLLAMA_TIMES = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _DONE_OLLAMA = re.compile(rb'"done":\s*true')
-RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*(\d{1,6}(?:\.\d{1,3})?)[ \t]*\r\n", re.IGNORECASE)
+_RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*([^\r\n]{1,40}?)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?=\r\n|$)", re.IGNORECASE)
 _UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding:|connection:[ \t]*close|content-encoding:)", re.IGNORECASE)
 _REMEMBERED = 4096
@@ -267,6 +269,22 @@ class Wire:
             return Reply("malformed", UNKNOWN, UNKNOWN, 0)
         into, out = _last(b'"prompt_tokens"', tail), _last(b'"completion_tokens"', tail)
         return Reply("", into, out, 0, _last(b'"cached_tokens"', tail[-1024:]))
+
+
+def retry_after(data: bytes) -> float:
+    """Seconds that the head of a reply asks to wait, in either form of RFC 9110, section 10.2.3; 0 where it says nothing."""
+    found = _RETRY_AFTER.search(data)
+    if found is None:
+        return 0.0
+    text = found[1].decode("latin-1")
+    try:
+        return max(0.0, float(text)) if text[0].isdigit() else max(0.0, _moment(text) - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _moment(text: str) -> float:
+    return parsedate_to_datetime(text).timestamp()
 
 
 def _silent(end: bytes) -> int:

@@ -295,13 +295,16 @@ def traffic(
     answers = own.output_tokens if own and answer[0] is None else stacks.Tokens(mean=answer[0] or 128, cv=answer[1])
     if own is not None and users is None and rate is None and not open_loop:
         return own.model_copy(update={"prompt_tokens": prompts, "output_tokens": answers})
+    # A prompt of another length than the stack's has another beginning too.
+    prefix = own.prefix if own is not None and prompt[0] is None else None
     if rate is None and not open_loop:
         return stacks.Traffic(
-            arrival="closed", users=users or 1, think_seconds=think, prompt_tokens=prompts, output_tokens=answers
-        )
+            arrival="closed", users=users or 1, think_seconds=think, prompt_tokens=prompts, output_tokens=answers,
+            prefix=prefix,
+        )  # fmt: skip
     arrival: Literal["constant", "poisson"] = "constant" if constant else "poisson"
     return stacks.Traffic(
-        arrival=arrival, requests_per_second=rate or 1.0, prompt_tokens=prompts, output_tokens=answers
+        arrival=arrival, requests_per_second=rate or 1.0, prompt_tokens=prompts, output_tokens=answers, prefix=prefix
     )
 
 

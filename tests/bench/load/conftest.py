@@ -71,6 +71,16 @@ def measured() -> Callable[..., load.Progress]:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """Key and certificate of 127.0.0.1 in one file."""
+    return _made(tmp_path / "both.pem")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """The same of somebody whom nobody was told to trust."""
+    return _made(tmp_path / "stranger.pem")
+
+
+def _made(file: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -85,7 +95,6 @@ def certificate(tmp_path: Path) -> Path:
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
         .sign(key, hashes.SHA256())
     )
-    file = tmp_path / "both.pem"
     file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + made.public_bytes(serialization.Encoding.PEM)

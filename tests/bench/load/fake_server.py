@@ -16,8 +16,9 @@ import os
 import re
 import ssl
 from collections import deque
+from email.utils import formatdate
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import ClassVar
 
 import httptools
@@ -77,6 +78,7 @@ class Server(asyncio.Protocol):
         self.body = b""
         self.holds = False
         self.handles = []
+        self.asked = 0
 
     def data_received(self, data):
         self.parser.feed_data(data)
@@ -137,13 +139,15 @@ class Server(asyncio.Protocol):
     def ask(self, asked):
         a = self.arguments
         Server.served += 1
+        self.asked += 1
         self.fault = a.fault if a.every and Server.served % a.every == 0 else ""
         if self.fault == "die":
             os._exit(1)
         if self.fault == "503":
             self.reply(503, {"error": "busy"}, b"Retry-After: 1\r\n")
         elif self.fault == "429":
-            self.reply(429, {"error": {"message": "slow down"}})
+            until = formatdate(time() + 2.0, usegmt=True).encode()
+            self.reply(429, {"error": {"message": "slow down"}}, b"Retry-After: %b\r\n" % until)
         elif self.fault == "garbage":
             self.transport.write(b"\x00\x01 this is not HTTP\r\n\r\n")
         elif self.fault == "reset":
@@ -170,6 +174,10 @@ class Server(asyncio.Protocol):
         self.begun = monotonic()
         if not self.stream:
             wait = a.ttft + a.itl * (self.total - 1)
+            if self.fault == "short":
+                self.transport.write(b'HTTP/1.1 200 X\r\nContent-Length: 999\r\n\r\n{"choices":[{"index":0,"message":')
+                self.transport.close()
+                return
             if wait <= 0:
                 self.whole()
             else:
@@ -189,7 +197,9 @@ class Server(asyncio.Protocol):
 
     def next(self):
         a = self.arguments
-        Clock.one.call_at(self.begun + a.ttft + a.itl * self.sent, self.tokens)
+        # A server that answers a while from what it has saved up.
+        saved = not a.fast or self.asked <= a.fast
+        Clock.one.call_at(self.begun + (a.ttft if saved else a.then) + a.itl * self.sent, self.tokens)
 
     def tokens(self):
         if self.holds and not self.transport.is_closing():
@@ -317,6 +327,8 @@ if __name__ == "__main__":
     parser.add_argument("--key", default="")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--close", action="store_true")
+    parser.add_argument("--fast", type=int, default=0, help="so many answers on each connection, then:")
+    parser.add_argument("--then", type=float, default=0.0, help="seconds to the first token")
     # Never left behind, whatever happens to the test.
     parser.add_argument("--life", type=float, default=300.0)
     try:

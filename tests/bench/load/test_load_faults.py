@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import stacks
 from bench.load._session import Session
+from bench.load._wire import retry_after
 
 Serve = Callable[..., str]
 Measured = Callable[..., Any]
@@ -51,6 +53,34 @@ def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
         assert 0.01 < run.metrics["error_rate"] < 0.3
     assert run.ok > 8
     assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.01)
+
+
+def test_a_body_that_is_cut_off_is_truncated_and_not_believed(serve: Serve, measured: Measured) -> None:
+    url = serve("--ttft", 0.02, "--fault", "short", "--every", 7)
+    (run,) = measured(url, "vllm", stream=False, seconds=0.8).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    assert set(run.errors) == {"truncated"}
+    assert run.failed == run.errors["truncated"] > 0
+    assert run.ok > 8
+
+
+def test_replicas_whose_certificate_nobody_trusts_are_counted_so_and_the_others_go_on(
+    serve: Serve, measured: Measured, certificate: Path, stranger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, other = (serve("--ttft", 0.02, "--certificate", file, scheme="https") for file in (certificate, stranger))
+    ports = tuple(int(url.rpartition(":")[2]) for url in (good, other))
+    real = Session.resolve
+
+    async def both(self: Session) -> None:
+        await real(self)
+        self._addresses = [(socket.AF_INET, "127.0.0.1", port) for port in ports]
+
+    monkeypatch.setattr(Session, "resolve", both)
+    (run,) = measured(good, "vllm", users=8, seconds=1.2, reconnect=True, ca_file=str(certificate)).runs
+    assert run.sent == run.ok + run.failed + run.cut
+    assert run.ok > 8
+    assert run.failed == sum(run.errors.values()) > 4
+    assert set(run.errors) == {"tls"}
 
 
 def test_a_request_that_is_never_answered_times_out(serve: Serve, measured: Measured) -> None:
@@ -107,6 +137,21 @@ def test_a_server_that_only_fails_gives_an_invalid_run(serve: Serve, measured: M
     url = serve("--fault", "503", "--every", 1)
     with pytest.raises(stacks.TollgateError, match="503"):
         measured(url)
+
+
+@pytest.mark.parametrize(
+    ("line", "least", "most"),
+    [
+        (b"Retry-After: 7", 7.0, 7.0),
+        (b"retry-after:  1.5 ", 1.5, 1.5),
+        (b"Retry-After: " + formatdate(time.time() + 30, usegmt=True).encode(), 20.0, 31.0),
+        (b"Retry-After: Wed, 21 Oct 2015 07:28:00 GMT", 0.0, 0.0),
+        (b"Retry-After: soon", 0.0, 0.0),
+        (b"X-Other: 1", 0.0, 0.0),
+    ],
+)
+def test_retry_after_is_read_in_both_of_its_forms(line: bytes, least: float, most: float) -> None:
+    assert least <= retry_after(b"HTTP/1.1 503 X\r\n" + line + b"\r\nContent-Length: 0\r\n\r\n") <= most
 
 
 def test_retry_after_is_waited_for(serve: Serve, measured: Measured) -> None:

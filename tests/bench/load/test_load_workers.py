@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import stacks
-from bench import load
+from bench import load, matrix, results
 from bench.load import Histogram, sweep
 from bench.results import Run
 
@@ -137,7 +137,7 @@ def test_a_sweep_whose_client_is_too_slow_finds_nothing_instead_of_something_wro
         ),
         (
             "azure.csv",
-            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0,10,3\n2023-11-16 18:17:04.5,20,4\n",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0000000,10,3\n2023-11-16 18:17:04.5000000,20,4\n",
         ),
         (
             "burstgpt.csv",
@@ -157,6 +157,25 @@ def test_public_traces_are_read_in_their_own_columns(tmp_path: Path, name: str, 
     ask = trace.source(1)(1)
     assert len(ask.content.split()) == 20
     assert ask.output_tokens == 4
+
+
+def test_prompts_of_a_trace_begin_alike_where_it_says_that_they_did(tmp_path: Path) -> None:
+    file = tmp_path / "mooncake.jsonl"
+    rows = [([1, 2, 3], 1300), ([1, 2, 4], 1300), ([5], 100), ([], 700)]
+    file.write_text(
+        "".join(
+            json.dumps({"timestamp": 0, "input_length": length, "output_length": 1, "hash_ids": blocks}) + "\n"
+            for blocks, length in rows
+        )
+    )
+    source = load.read_trace(file).source(1)
+    first, second, short, alone = (source(serial).content.decode().split(" ") for serial in range(4))
+    assert [len(prompt) for prompt in (first, second, short, alone)] == [1300, 1300, 100, 700]
+    assert first[:1024] == second[:1024]
+    assert first[1024:1027] != second[1024:1027]
+    # The same request asked again is the same again; one without blocks has a new beginning each time.
+    assert source(4).content.decode().split(" ") == first
+    assert source(7).content.decode().split(" ")[:3] != alone[:3]
 
 
 def test_a_trace_that_goes_back_in_time_is_refused_by_line(tmp_path: Path) -> None:
@@ -188,6 +207,18 @@ def test_dialogues_ask_each_user_turn_with_what_was_said_before(tmp_path: Path) 
     assert [m["content"] for m in second] == ["one", "two", 'three "quoted"']
 
 
+def test_dialogues_of_other_assistants_are_read_and_their_answers_vary_in_length(tmp_path: Path) -> None:
+    file = tmp_path / "sharegpt.json"
+    turns = [{"from": who, "value": who} for who in ("system", "human", "bard", "user", "chatgpt")]
+    file.write_text(json.dumps([{"conversations": turns}]))
+    traffic = stacks.Traffic.model_validate(
+        {"users": 1, "prompt_tokens": 9.0, "output_tokens": {"mean": 100, "cv": 0.5}}
+    )
+    source = load.Scenario(prompts=file).sources(traffic, 1, None)(0)
+    assert [m["role"] for m in json.loads(source(1).content)] == ["system", "user", "assistant", "user"]
+    assert len({source(serial).output_tokens for serial in range(50)}) > 20
+
+
 @pytest.mark.parametrize("engine", ["ollama", "vllm"])
 def test_dialogues_are_served_like_any_other_prompt(
     serve: Serve, measured: Measured, tmp_path: Path, engine: str
@@ -217,3 +248,51 @@ def test_the_traffic_s_own_prefix_is_shared_by_as_many_requests_as_it_says() -> 
     common = max(set(begins), key=begins.count)
     assert begins.count(common) == pytest.approx(300, abs=3)
     assert len(set(begins)) == 401 - begins.count(common)
+
+
+def test_prompts_with_a_shared_prefix_are_as_long_as_the_traffic_says_and_fit_the_context() -> None:
+    asked = {
+        "users": 1, "prompt_tokens": {"mean": 100, "cv": 0.8}, "output_tokens": {"mean": 50, "cv": 0.5},
+        "prefix": {"tokens": 60, "hit_rate": 1.0},
+    }  # fmt: skip
+    traffic = stacks.Traffic.model_validate(asked)
+    source = load.Scenario().sources(traffic, 1, 160)(0)
+    asks = [source(serial) for serial in range(2000)]
+    lengths = [len(ask.content.split(b" ")) for ask in asks]
+    assert lengths == [ask.prompt_tokens for ask in asks]
+    assert max(ask.prompt_tokens + ask.output_tokens for ask in asks) <= 160
+    unbound = load.Scenario().sources(traffic, 1, None)(0)
+    free = [unbound(serial).prompt_tokens for serial in range(4096)]
+    assert sum(free) / len(free) == pytest.approx(100, rel=0.01)
+    common = asks[lengths.index(max(lengths))].content.split(b" ")[:60]
+    assert all(ask.content.split(b" ")[:20] == common[:20] for ask in asks if ask.prompt_tokens > 20)
+
+
+def test_conversations_drop_their_oldest_turns_where_the_context_is_full() -> None:
+    traffic = stacks.Traffic.model_validate({"users": 2, "prompt_tokens": 100.0, "output_tokens": 50.0})
+    source = load.Scenario(turns=8).sources(traffic, 1, 300)(0)
+    asks = [source(serial) for serial in range(16)]
+    assert all(ask.prompt_tokens + ask.output_tokens <= 300 for ask in asks)
+    last = json.loads(asks[-1].content)
+    assert last[-1]["role"] == last[0]["role"] == "user"
+    assert sum(len(message["content"].split(" ")) for message in last) == asks[-1].prompt_tokens
+    assert len(last) > 1
+
+
+def test_a_service_that_answers_from_what_it_saved_up_is_called_out(serve: Serve, measured: Measured) -> None:
+    # Twenty answers at once, then four at a time each 0.15 s: the case of 14.65 requests/s on 20 against 1.3 sustained.
+    url = serve("--ttft", 0.002, "--fast", 5, "--then", 0.15)
+    scenario = load.Scenario(requests=84)
+    result = measured(url, users=4, output_tokens=1.0, scenario=scenario, seconds=30.0)
+    (run,) = result.runs
+    assert run.metrics["first_20_requests_per_second"] > 3 * run.metrics["sustained_requests_per_second"]
+    assert run.metrics["sustained_requests_per_second"] < 1.15 * 4 / 0.15
+    # Whether this machine had the time to be believed is another matter.
+    cell = results.Cell(batch=84, workers=4, run=run.model_copy(update={"valid": True}))
+    sample = matrix.sample_of(cell)
+    assert sample is not None
+    found = matrix.analyse([sample], forecasts=(50_000,))
+    assert found is not None
+    assert any("a small sample flatters: the first 20 requests with 4 workers" in text for text in found.warnings)
+    # And what is promised for a large batch is what was sustained.
+    assert found.forecasts[0].seconds == pytest.approx(50_000 / sample.rate, rel=0.01)
