@@ -121,6 +121,7 @@ def subject(
     model: str | None,
     endpoint: str,
     costs: generator.Costs,
+    promised: stacks.Objectives | None = None,
     **wire: Any,
 ) -> Subject:
     """Put together what is measured. Raises InputError naming the option that is missing or wrong."""
@@ -147,6 +148,8 @@ def subject(
     environment: dict[str, str | int | float | bool] = {}
     if stack is not None:
         digest, replicas, costs, environment = _of_stack(stack, costs)
+    if promised is not None:
+        costs = replace(costs, objectives=promised)
     return Subject(
         target=target, place=where, release=digest, stack=stack, costs=costs, replicas=replicas, environment=environment
     )
@@ -306,6 +309,24 @@ def traffic(
     return stacks.Traffic(
         arrival=arrival, requests_per_second=rate or 1.0, prompt_tokens=prompts, output_tokens=answers, prefix=prefix
     )
+
+
+def promises(stack: stacks.Stack | None, given: list[str]) -> stacks.Objectives | None:
+    """The stack's promises, with those of `--promise METRIC=LIMIT` instead or besides. Raises InputError."""
+    own = dict(stack.objectives.items()) if stack is not None else {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            if name not in stacks.OBJECTIVES:
+                raise ValueError
+            own[name] = float(value)
+            stacks.Objectives.model_validate({name: own[name]})
+        except ValueError as error:
+            raise stacks.InputError(
+                where="--promise", got=text, allowed=f"METRIC=LIMIT, one of {', '.join(stacks.OBJECTIVES)}",
+                fix="write for example ttft_p95_seconds=0.5",
+            ) from error  # fmt: skip
+    return stacks.Objectives.model_validate(own) if own else None
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -133,6 +133,10 @@ def run(
     machine: Machine = None,
     region: Region = "us-central1",
     nodes: Nodes = 1,
+    promise: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=LIMIT", help="For goodput and --find-limit: ttft_p95_seconds=0.5, …"),
+    ] = None,
     json_file: Json = None,
     html_file: Html = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for every run.")] = None,
@@ -162,7 +166,8 @@ def run(
     )  # fmt: skip
     subject = benching.subject(
         stack, benching.place(url, service, cluster, stack), from_pods=pods > 0, engine=engine, model=model, endpoint=endpoint,
-        costs=benching.costs(cost_per_hour, machine, region, nodes), stream=stream, api_key=api_key,
+        costs=benching.costs(cost_per_hour, machine, region, nodes), promised=benching.promises(stack, promise or []),
+        stream=stream, api_key=api_key,
         headers=tuple(benching.header(text) for text in header or []), ca_file=ca_file, insecure=insecure,
     )  # fmt: skip
     settings = generator.Settings(
@@ -210,8 +215,8 @@ def _earlier(path: Path) -> results.Result:
 def _limit(
     measuring: benching.Measuring, start: float, precision: float, json_file: Path | None, html_file: Path | None
 ) -> None:
-    """Bisect to the highest rate that keeps the stack's promises, or at which the service just keeps up."""
-    objectives = measuring.subject.stack.objectives if measuring.subject.stack else None
+    """Bisect to the highest rate that keeps the promises, or at which the service just keeps up."""
+    objectives = measuring.subject.costs.objectives
     console, kept = measuring.console, []
 
     def measure(tried: float) -> results.Run:
