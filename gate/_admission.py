@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import stacks
 from bench.results import Result
 
-from ._approvals import approvals_for, overridden, required
+from ._approvals import approvable, approvals_for, overridden, required
 from ._errors import GateRefused
 from ._evidence import against_of, result_of, surroundings
 from ._judge import Criterion, Verdict, combine, judge
@@ -116,7 +116,9 @@ def check(stack: stacks.Stack, *, release_digest: str, root: Path, now: datetime
     for measured in filter(None, (entry, later)):
         verdict = admit(stack, stage, measured, stores, release_digest, now, promotion=promotion)
         if verdict.outcome != "pass":
-            raise GateRefused(refusal(stack, stage.after, measured, verdict, how))
+            raise GateRefused(
+                refusal(stack, stage.after, measured, verdict, f"{how}; or back: tollgate rollback {stack.name}")
+            )
     assert verdict is not None
     return Admission(
         gated=True, evidence=entry.digest, verdict=verdict, approvals=used(stores, stack, release_digest, now)
@@ -140,10 +142,7 @@ def judged(
     baseline = baseline_of(goal, stores.own, release_digest)
     verdict = admit(trial, stage, entry, stores, release_digest, now, baseline=baseline)
     if verdict.outcome != "pass":
-        how = (
-            f"fix: improve the release, then pulumi up -s {stage.after}; or tollgate approve {goal.name} --criterion …"
-        )
-        raise GateRefused(refusal(goal, str(stage.after), entry, verdict, how))
+        raise GateRefused(refusal(goal, str(stage.after), entry, verdict, remedy(goal.name, str(stage.after), verdict)))
     return entry, verdict
 
 
@@ -384,6 +383,22 @@ def refusal(stack: stacks.Stack, source: str, entry: Entry, verdict: Verdict, ho
         f"  evidence {entry.digest[:19]}… of {source}, signed {entry.facts['signed_at']}, "
         f"{verdict.runs} runs, one-sided bounds over runs\n  {how}"
     )
+
+
+def remedy(goal: str, source: str, verdict: Verdict) -> str:
+    """What to do about a release that may not enter `goal`, in commands."""
+    measure = f"pulumi up -s {source}"
+    steps: dict[str, str] = {
+        "stale": f"{measure}, which measures again",
+        "inconclusive": f"{measure}, which adds runs as long as there are looks",
+        "mismatch": f"measure it on what it is to run on, then {measure}",
+    }
+    blamed = [line.metric for line in verdict.criteria if line.outcome not in ("pass", "approved")]
+    found = f"fix: {steps.get(verdict.outcome, f'improve the release, then {measure}')}"
+    # What ties evidence to the release is never let through.
+    if all(name in approvable() for name in blamed):
+        found += f"; or tollgate approve {goal} {' '.join(f'--criterion {name}' for name in blamed)} --why …"
+    return found
 
 
 def table(verdict: Verdict) -> str:

@@ -152,9 +152,10 @@ class World:
 
     def criteria(self, text: str) -> None:
         """Give the edge into local-prod these criteria, as in `looks: 2, soak_hours: 1`."""
+        lasting = "" if "max_evidence_age_hours" in text else "max_evidence_age_hours: 24, "
         (self.root / "stacks" / "pipeline.yaml").write_text(
             "stages:\n  - stack: local-dev\n  - stack: local-prod\n    after: local-dev\n"
-            f"    criteria: {{max_evidence_age_hours: 24, {text}}}\n"
+            f"    criteria: {{{lasting}{text}}}\n"
         )
 
 

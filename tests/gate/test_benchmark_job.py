@@ -51,7 +51,10 @@ class Cluster(pulumi.runtime.Mocks):
 def run(root: Path, result: str = "", preview: bool = False) -> tuple[Cluster, dict[str, Any]]:
     """The program of local-dev, asking the gate; with it the verdict and the evidence it put out."""
     cluster = Cluster(result)
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    # What a program that stops leaves unawaited is not to be told of at the end of all tests.
+    loop.set_exception_handler(lambda *_: None)
+    asyncio.set_event_loop(loop)
     pulumi.runtime.set_mocks(cluster, project="tollgate", stack="local-dev", preview=preview)
     put_out: dict[str, Any] = {}
 

@@ -41,6 +41,10 @@ def test_a_slow_release_fails_and_is_refused_with_its_numbers(world: Any) -> Non
     header = said.splitlines()[1].split()
     assert header == ["criterion", "needed", "measured", "bound", "at", "outcome", "why"]
     assert "of local-dev, signed 2026-11-21T12:00:00+00:00" in said
+    assert said.splitlines()[-1].strip() == (
+        "fix: improve the release, then pulumi up -s local-dev; or tollgate approve local-prod "
+        "--criterion e2e_p95_seconds --criterion requests_per_second --why …"
+    )
 
 
 def test_a_refusal_is_exit_code_3() -> None:
@@ -158,6 +162,7 @@ def test_a_soak_time_counts_from_the_first_pass(world: Any) -> None:
 def test_measuring_again_until_it_passes_is_not_let_through(world: Any) -> None:
     noisy = world.result(spread=(-0.4, 0.0, 0.4))
     assert world.record(noisy).verdict == "inconclusive"
+    assert "fix: pulumi up -s local-dev, which adds runs as long as there are looks" in world.not_promoted("noise")
     world.record(world.result(), world.later(minutes=5))
     said = world.not_promoted(r"looks +≤ 1 +2 .*inconclusive", world.later(minutes=6))
     assert "measured again until it passed" in said
