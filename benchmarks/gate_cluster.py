@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ import stacks
 import values
 from local import cluster
 
+NAME = "gate"
 ROOT = Path(__file__).resolve().parents[1]
 DEV, STAGING, PROD = STAGES = ("local-dev", "local-staging", "local-prod")
 RUNS, SECONDS, LOOKS, LIMIT = 4, 0.5, 3, 0.05
@@ -234,18 +236,21 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     began = time.monotonic()
+    # Nothing may be left when it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="tollgate-gate-"))
-    name = f"gate-{os.getpid()}"
-    found = cluster.up(name)
     try:
+        found = cluster.up(NAME)
         found.enter()
         counts = tell(Story(folder, found.environment(folder)), given.same, given.slower)
     finally:
-        cluster.down(name)
+        cluster.down(NAME)
         shutil.rmtree(folder, ignore_errors=True)
     print(f"same: {counts['same']['let in']} of {given.same} let in, {counts['same']['refused']} refused")
     print(f"10 % slower: {counts['slow']['refused']} of {given.slower} refused, {counts['slow']['let in']} let in")
-    print(f"{time.monotonic() - began:.0f} s; a look: {RUNS} pairs of {SECONDS:g} s each, {LOOKS} looks at most")
+    print(f"a look: {RUNS} pairs of {SECONDS:g} s each, {LOOKS} looks at most")
+    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    print(f"{time.monotonic() - began:.0f} s; load average of this machine at the end {busy}")
     if given.json:
         given.json.write_text(json.dumps({kind: dict(found) for kind, found in counts.items()}, indent=2))
     return 1 if counts["same"]["refused"] or counts["slow"]["let in"] else 0
