@@ -27,7 +27,7 @@ class QueueAutoscalerArgs:
     """`source`: where the demand can be read. `scaled`: the name of what is scaled; `groups`: it is a LeaderWorkerSet, each
     of whose replicas spans nodes. `cold_start_seconds`: of one replica by plan.
 
-    `check`: whether the queries are asked of the cluster's Prometheus while it is deployed.
+    `check`: whether the queries are asked of the cluster's Prometheus while it is deployed; `embedded`: on the embedded one.
     """
 
     scaling: stacks.Autoscaling
@@ -40,6 +40,7 @@ class QueueAutoscalerArgs:
     prometheus_url: str
     groups: bool = False
     check: bool = False
+    embedded: bool = False
 
 
 class QueueAutoscaler(Component):
@@ -104,7 +105,7 @@ class QueueAutoscaler(Component):
 
         def check(got: list[Any]) -> str:
             namespace, _, kubeconfig, context = got
-            live = Live(url, kubeconfig=kubeconfig, context=context)
+            live = Live(url, kubeconfig=kubeconfig, context=context, embedded=args.embedded)
             refuse_others(live.get, namespace, args.scaled)
             verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
             return str(namespace)
@@ -116,7 +117,8 @@ class QueueAutoscaler(Component):
 
 
 def _after(args: QueueAutoscalerArgs, url: str, kubeconfig: str, context: str) -> str:
-    taken_over(Live(url, kubeconfig=kubeconfig, context=context).get, args.source.namespace, args.scaled)
+    live = Live(url, kubeconfig=kubeconfig, context=context, embedded=args.embedded)
+    taken_over(live.get, args.source.namespace, args.scaled)
     return args.scaled
 
 
@@ -161,5 +163,6 @@ def autoscaler_of(stack: stacks.Stack, plan: planner.Plan, prometheus_url: str, 
         cold_start_seconds=times.load_seconds + times.start_seconds,
         prometheus_url=prometheus_url,
         groups=plan.nodes_per_replica > 1,
+        embedded=stack.target == "local",
         **given,
     )

@@ -1,0 +1,203 @@
+"""The real KEDA, HPA and Prometheus under real load: up when requests wait, from zero with none lost, and what is checked.
+
+benchmarks/autoscaling.py has the long scenarios.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import planner
+import stacks
+from benchmarks.scaling import Ground, Outcome, Watcher, ask_at_once, send
+from components.autoscaler import bounds, source_of
+from components.autoscaler_check import Live, WrongQuery, refuse_others, taken_over, verify
+from components.autoscaler_policy import Trigger, triggers
+from components.monitoring_dashboards import panels, queries
+from components.monitoring_rules import Facts, facts_of, rule_file
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
+IN_CLUSTER = "http://prometheus.monitoring.svc:9090"
+QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
+MOST = 4
+
+
+def stack_of(name: str) -> stacks.Stack:
+    """What Ground makes of stacks/Pulumi.local-vllm.yaml, as far as rules and queries read it."""
+    base = stacks.load_stack("local-vllm")
+    fleet = base.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=MOST)})
+    parallelism = base.release.parallelism.model_copy(update={"slots": 4})
+    return base.model_copy(
+        update={
+            "name": name,
+            "namespace": name,
+            "fleet": fleet,
+            "release": base.release.model_copy(update={"parallelism": parallelism}),
+            "autoscaling": stacks.Autoscaling.model_validate(QUICK),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def ground(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    environment = cluster.environment(tmp_path_factory.mktemp("scaling"))
+    settings = {"fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": MOST}}, "autoscaling": QUICK}
+    made = Ground(environment, cluster.prometheus_url, "scale-live", settings=settings)
+    try:
+        made.deploy()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def live(ground: Ground, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
+    """The check's own way to Prometheus: kubectl and the API server's proxy."""
+    for key, value in cluster.environment(tmp_path).items():
+        if key in ("PATH", "KUBECONFIG"):
+            monkeypatch.setenv(key, value)
+    return Live(IN_CLUSTER, embedded=True)
+
+
+def asked(name: str) -> tuple[Trigger, ...]:
+    stack = stack_of(name)
+    plan = planner.plan(stack)
+    return triggers(stack.autoscaling, source_of(stack, plan), replicas_min=bounds(stack.autoscaling, plan)[0])
+
+
+def test_the_stacks_queries_are_good_and_wrong_ones_stop_the_deployment(ground: Ground, live: Live) -> None:
+    verify(asked(ground.name), live.ask, ground.name, replicas_min=1)
+    where = f'namespace="{ground.name}"'
+    renamed = Trigger(
+        name="waiting", query="sum(x)", per_replica=5, metrics=("vllm:requests_waiting_now",), always=False
+    )
+    with pytest.raises(WrongQuery, match=r"(?s)publish no vllm:requests_waiting_now.*vllm:num_requests_waiting"):
+        verify([renamed], live.ask, ground.name, replicas_min=1, seconds=0)
+    nothing = Trigger(
+        name="own", query=f'sum(vllm:num_requests_waiting{{{where},pod="x"}})', per_replica=1, metrics=(), always=True
+    )
+    with pytest.raises(WrongQuery, match="gives no series"):
+        verify([nothing], live.ask, ground.name, replicas_min=1, seconds=0)
+    several = Trigger(
+        name="own", query=f"vllm:request_success_total{{{where}}}", per_replica=1, metrics=(), always=True
+    )
+    with pytest.raises(WrongQuery, match=r"gives \d+ series where KEDA needs one"):
+        verify([several], live.ask, ground.name, replicas_min=1, seconds=0)
+    broken = Trigger(name="own", query="sum(", per_replica=1, metrics=(), always=True)
+    with pytest.raises(WrongQuery, match="cannot read the query"):
+        verify([broken], live.ask, ground.name, replicas_min=1, seconds=0)
+    with pytest.raises(stacks.TollgateError, match="does not answer"):
+        Live("http://elsewhere.monitoring.svc:9090", embedded=True).ask("up")
+
+
+def rules(ground: Ground, cluster: Any) -> Facts:
+    """The stack's rules in the live Prometheus; alerts without their patience, which tests do not have."""
+    stack = stack_of(ground.name)
+    plan = planner.plan(stack)
+    facts = facts_of(stack, plan, source_of(stack, plan), ground.values)
+    made = rule_file(facts)
+    for one in made["groups"][1]["rules"]:
+        one.pop("for", None)
+    folder = cluster.state_dir / "prometheus" / "rules"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{ground.name}.yaml").write_text(yaml.safe_dump(made))
+    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=10)
+    return facts
+
+
+def firing(ground: Ground) -> set[str]:
+    with urllib.request.urlopen(f"{ground.prometheus_url}/api/v1/alerts", timeout=5) as answer:
+        found = json.load(answer)["data"]["alerts"]
+    return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
+
+
+def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Ground, live: Live, cluster: Any) -> None:
+    facts = rules(ground, cluster)
+    ground.autoscale()
+    taken_over(live.get, ground.name, "engine")
+    outcome: list[Outcome] = []
+    watcher = Watcher(ground)
+    url, model = ground.url(), ground.values["model"]
+    load = threading.Thread(target=lambda: outcome.append(send(url, model, [(16, 10, 10)])))
+    with watcher.watching():
+        load.start()
+        ground.until(lambda: ground.wanted() == MOST, "as many replicas as there may be", 60)
+        ground.until(lambda: ground.ready() == MOST, "all of them ready", 60)
+        ground.until(lambda: "ReplicasAtMax" in firing(ground), "the alert that there are no more", 20)
+        empty = set(queries(panels(facts, stack_of(ground.name).autoscaling)))
+        end = time.monotonic() + 20
+        while empty and time.monotonic() < end:
+            empty = {one for one in empty if not ground.ask(one[2])}
+            time.sleep(0.5)
+        assert not empty
+        load.join(120)
+    (done,) = outcome
+    assert done.answers
+    assert done.lost == 0
+    queued = watcher.first(lambda one: one.waiting > 0)
+    decided = watcher.first(lambda one: one.wanted > 1)
+    # 5 s on an idle machine (benchmarks/autoscaling.py); this one may be busy with other tests.
+    assert decided - queued < 20
+    assert "TollgateAlive" in firing(ground)
+
+
+def test_a_second_autoscaler_of_the_same_target_is_found(ground: Ground, live: Live) -> None:
+    refuse_others(live.get, ground.name, "engine")
+    ground.apply(
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "by-hand", "namespace": ground.name},
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"},
+                "maxReplicas": 2,
+            },
+        }
+    )
+    try:
+        with pytest.raises(stacks.TollgateError, match="HorizontalPodAutoscaler/by-hand"):
+            refuse_others(live.get, ground.name, "engine")
+    finally:
+        ground.kubectl("delete", "hpa", "by-hand")
+
+
+def test_from_zero_requests_are_held_and_none_is_lost(cluster: Any, tmp_path: Path) -> None:
+    try:
+        from local import tools
+
+        tools.path("haproxy")
+    except stacks.TollgateError:
+        pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
+    settings = {
+        "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 0, "max": 1}},
+        "gateway": {"kind": "proxy", "replicas": 1},
+        "autoscaling": {**QUICK, "replicas_min": 0},
+    }
+    sleeping = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "scale-zero", settings=settings)
+    try:
+        sleeping.deploy()
+        sleeping.autoscale()
+        there = 'up{namespace="scale-zero",pod=~"gateway.*"} == 1'
+        sleeping.until(lambda: sleeping.ask(there), "the gateway is scraped", 60)
+
+        def pods() -> list[str]:
+            names = [one["metadata"]["name"] for one in sleeping.get("pods")["items"]]
+            return [name for name in names if name.startswith("engine")]
+
+        sleeping.until(lambda: sleeping.wanted() == 0 and not pods(), "nobody serves", 90)
+        done = ask_at_once(sleeping.url("gateway"), sleeping.values["model"], 4, seconds=90)
+        assert [one.status for one in done.answers] == ["200"] * 4
+        assert done.lost == 0
+        # Held, not refused: nobody was there before a replica had started.
+        assert min(one.ttft for one in done.answers) > 1.0
+    finally:
+        sleeping.remove()
