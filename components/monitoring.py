@@ -76,10 +76,11 @@ _VALUES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoringArgs:
-    """`operators`: names of `OPERATORS` that this stack needs beside KEDA and Prometheus."""
+    """`operators`: names of `OPERATORS` that this stack needs beside KEDA and Prometheus. `there`: what the cluster has."""
 
     target: Literal["gke", "kubernetes", "local"]
     operators: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()
 
 
 class Monitoring(Component):
@@ -97,7 +98,8 @@ class Monitoring(Component):
         if args.target == "gke":
             # Prometheus first: KEDA's PodMonitors are objects of its operator.
             for wanted in dict.fromkeys(("prometheus", "keda", *args.operators)):
-                self.releases[wanted] = self._install(name, wanted, cluster)
+                if wanted not in args.there:
+                    self.releases[wanted] = self._install(name, wanted, cluster)
         self.register_outputs({"prometheusUrl": self.prometheus_url})
 
     def _install(self, name: str, wanted: str, cluster: Cluster) -> k8s.helm.v3.Release:
@@ -115,6 +117,6 @@ class Monitoring(Component):
             timeout=600,
             opts=self._child(
                 provider=cluster.provider,
-                depends_on=[*cluster.ready, *([self.releases["prometheus"]] if wanted == "keda" else [])],
+                depends_on=[*cluster.ready, *(self.releases[one] for one in self.releases if wanted == "keda")],
             ),
         )

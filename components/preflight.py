@@ -6,6 +6,7 @@ embedded cluster lacks, what an existing cluster says that it has.
 
 from __future__ import annotations
 
+import math
 import re
 
 import planner
@@ -18,7 +19,16 @@ from .cluster import CLUSTER_NAME
 from .engines import service_for
 
 # What a stack installs on a GKE cluster, and what the embedded cluster starts by itself.
-_INSTALLED = {"gke": {"keda", "prometheus", "lws", "kueue", "gateway-api"}, "local": {"keda", "prometheus"}}
+_INSTALLED = {
+    "gke": {"keda", "prometheus", "lws", "kueue", "gateway-api", "gcs-fuse"},
+    "local": {"gpu-operator", "keda", "prometheus"},
+}
+# Families without that type of disk (compute/docs/disks/hd-types/hyperdisk-balanced).
+_NO_HYPERDISK = ("a2", "g2")
+# The engine's image, its home, and what else a node keeps.
+_OTHERS_GB = 20.0
+# The kubelet throws pods out when less than a tenth of the disk is free.
+_FULL = 0.9
 _GKE_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 
@@ -41,6 +51,13 @@ def refuse(stack: stacks.Stack) -> None:
 
 def _ground(stack: stacks.Stack) -> None:
     gke = stack.gke
+    if stack.target == "gke" and not _GKE_NAME.match(stack.name):
+        raise stacks.InputError(
+            where="the stack's name",
+            got=stack.name,
+            allowed="a-z, 0-9 and -, beginning with a letter: GKE's pools are named after it",
+            fix="rename stacks/Pulumi.<name>.yaml",
+        )
     if (
         stack.target == "gke"
         and not gke.adopt
@@ -94,6 +111,14 @@ def _offers(stack: stacks.Stack) -> None:
             allowed=f"the one zone of the reservation {fleet.reservation}",
             fix="name it: a reservation is of one zone",
         )
+    family = fleet.machine_type.partition("-")[0]
+    if stack.target == "gke" and fleet.disk.type == "hyperdisk-balanced" and family in _NO_HYPERDISK:
+        raise stacks.InputError(
+            where="tollgate:fleet.disk.type",
+            got=f"{fleet.disk.type} on {fleet.machine_type}",
+            allowed="pd-balanced or pd-ssd",
+            fix="choose one: this family of machines has no such disk",
+        )
 
 
 def _needs(stack: stacks.Stack) -> None:
@@ -123,6 +148,10 @@ def _wanted(stack: stacks.Stack) -> list[tuple[str, str, str]]:
     if stack.gateway is not None and stack.gateway.kind == "inference-extension":
         found += [(name, "gateway.kind is inference-extension", "set gateway.kind to proxy")
                   for name in ("gateway-api", "inference-extension")]  # fmt: skip
+    if stack.fleet.mig == "operator" and stack.release.accelerator.mig_profile:
+        found += [("gpu-operator", "fleet.mig is operator: NVIDIA's cuts the slices", "set fleet.mig to gke")]
+    if stack.serving.cache is not None and stack.serving.cache.kind == "gcs":
+        found += [("gcs-fuse", "serving.cache mounts a bucket", "choose a cache of kind pvc")]
     return found
 
 
@@ -139,18 +168,7 @@ def _sharing(stack: stacks.Stack) -> None:
             allowed=f"no sharing with {release.engine}, which takes {share:.0%} of the GPU's memory when it starts",
             fix="remove sharing; a MIG slice (accelerator.mig_profile) divides a GPU for such an engine",
         )
-    known, slots = planner.catalog(), int(release.parallelism.slots)
-    memory = planner.memory_for(
-        engine=known.engine(release.engine),
-        model=known.model(release.model),
-        quantization=known.quantization(release.quantization),
-        gpu=known.gpu(release.accelerator.gpu),
-        mig_profile=release.accelerator.mig_profile,
-        tensor=release.parallelism.tensor,
-        pipeline=release.parallelism.pipeline,
-        kv_cache=release.kv_cache,
-        context_tokens=release.context_tokens,
-    )
+    slots, memory = int(release.parallelism.slots), _memory(release)
     used = memory.used_bytes(slots)
     most = int(memory.usable_bytes // used)
     if most < sharing.clients:
@@ -162,8 +180,32 @@ def _sharing(stack: stacks.Stack) -> None:
         )
 
 
+def _memory(release: stacks.Release) -> planner.Memory:
+    known = planner.catalog()
+    return planner.memory_for(
+        engine=known.engine(release.engine),
+        model=known.model(release.model),
+        quantization=known.quantization(release.quantization),
+        gpu=known.gpu(release.accelerator.gpu),
+        mig_profile=release.accelerator.mig_profile,
+        tensor=release.parallelism.tensor,
+        pipeline=release.parallelism.pipeline,
+        kv_cache=release.kv_cache,
+        context_tokens=release.context_tokens,
+    )
+
+
 def _storage(stack: stacks.Stack) -> None:
-    cache = stack.serving.cache
+    cache, fleet = stack.serving.cache, stack.fleet
+    if fleet.preload_disk and (cache is None or cache.kind != "hostpath"):
+        raise stacks.InputError(
+            where="tollgate:fleet.preload_disk",
+            got=f"{fleet.preload_disk} with serving.cache {cache.kind if cache is not None else 'absent'}",
+            allowed="with serving.cache of kind hostpath, by which pods see that disk",
+            fix="add it with path /mnt/disks/gke-secondary-disks/gke-IMAGE-disk, or remove preload_disk",
+        )
+    if stack.target == "gke" and not stack.serving.simulate and not fleet.preload_disk:
+        _weights_fit(stack)
     if cache is None:
         return
     if stack.target == "local":
@@ -179,6 +221,23 @@ def _storage(stack: stacks.Stack) -> None:
             got=f"ReadWriteOnce with up to {stack.fleet.nodes.max} nodes",
             allowed="ReadWriteMany, or ReadOnlyMany",
             fix="choose one, and a storage_class that has it: a ReadWriteOnce claim is attached to one node",
+        )
+
+
+def _weights_fit(stack: stacks.Stack) -> None:
+    """Weights that no cache keeps elsewhere lie on the node's disk, once for every pod, or once in a folder of the node."""
+    cache = stack.serving.cache
+    if cache is not None and cache.kind != "hostpath":
+        return
+    weights = _memory(planner.resolve(stack.release)).weights_bytes
+    pods = 1 if cache is not None else planner.plan(stack).replicas_per_node
+    least = math.ceil((pods * weights / 1e9 + _OTHERS_GB) / _FULL / 1.073741824)
+    if stack.fleet.disk.gb < least:
+        raise stacks.InputError(
+            where="tollgate:fleet.disk.gb",
+            got=f"{stack.fleet.disk.gb} GiB for {pods} × {weights / 1e9:.0f} GB of weights",
+            allowed=f"at least {least}",
+            fix="raise it, or keep the weights elsewhere by serving.cache",
         )
 
 

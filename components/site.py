@@ -87,7 +87,11 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     )
     monitoring = Monitoring(
         f"monitoring{suffix}",
-        MonitoringArgs(target=stack.target, operators=operators if values.nodes_per_replica(stack.release) > 1 else ()),
+        MonitoringArgs(
+            target=stack.target,
+            operators=operators if values.nodes_per_replica(stack.release) > 1 else (),
+            there=stack.has,
+        ),
         cluster,
         opts=child(),
     )

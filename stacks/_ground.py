@@ -9,9 +9,19 @@ from pydantic import Field, field_validator, model_validator
 
 from ._base import Image, Model, Name, Positive
 
-# What an existing cluster has beside Kubernetes itself. On `target: gke` the stack installs keda, prometheus, lws and kueue.
+# What a cluster has beside Kubernetes itself. On `target: gke` the stack installs keda, prometheus, lws and kueue, but not
+# what is named here: an adopted cluster may have it already.
 Capability = Literal[
-    "coscheduling", "gateway-api", "inference-extension", "keda", "kuberay", "kueue", "lws", "prometheus"
+    "coscheduling",
+    "gateway-api",
+    "gcs-fuse",
+    "gpu-operator",
+    "inference-extension",
+    "keda",
+    "kuberay",
+    "kueue",
+    "lws",
+    "prometheus",
 ]
 Day = Literal["MO", "TU", "WE", "TH", "FR", "SA", "SU"]
 

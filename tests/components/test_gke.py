@@ -196,6 +196,7 @@ def test_a_slice_is_a_property_of_the_pool_and_asked_for_as_gke_does() -> None:
 
 def test_with_nvidias_operator_a_slice_is_a_resource_of_its_own() -> None:
     stack = staging(machine_type="a2-ultragpu-1g", nodes={"min": 1, "max": 1}, mig="operator")
+    stack = stack.model_copy(update={"has": ("gpu-operator",)})
     release = stacks.load_release("gemma-3-4b-vllm-mig", HERE)
     recording = made(stack.model_copy(update={"release": release}))
     pool = recording.one("NodePool", "gpu-pool-us-central1")
@@ -274,7 +275,6 @@ def test_the_rest_of_a_pool_is_as_the_fleet_says() -> None:
             image_type="UBUNTU_CONTAINERD",
             location_policy="any",
             zones=["us-central1-a", "us-central1-b"],
-            preload_disk="projects/my-project/global/images/qwen3-8b",
             labels={"team": "search"},
             taints=[{"key": "team", "value": "search"}],
             ignore=["nodeConfig.labels"],
@@ -285,10 +285,27 @@ def test_the_rest_of_a_pool_is_as_the_fleet_says() -> None:
     assert gpu_of(pool)["gpuDriverInstallationConfig"] == {"gpuDriverVersion": "DEFAULT"}
     assert pool.inputs["autoscaling"]["locationPolicy"] == "ANY"
     assert pool.inputs["nodeLocations"] == ["us-central1-a", "us-central1-b"]
-    assert config["secondaryBootDisks"] == [{"diskImage": "projects/my-project/global/images/qwen3-8b"}]
     assert config["labels"]["team"] == "search"
     assert {"key": "team", "value": "search", "effect": "NO_SCHEDULE"} in config["taints"]
     assert "nodeConfig.labels" in pool.ignore
+
+
+def test_a_model_on_a_secondary_disk_is_seen_by_the_pods() -> None:
+    image, path = "projects/my-project/global/images/qwen3-8b", "/mnt/disks/gke-secondary-disks/gke-qwen3-8b-disk"
+    stack = staging(preload_disk=image)
+    serving = {"cache": {"kind": "hostpath", "path": path}, "pod_security": "privileged"}
+    recording = made(stack.model_copy(update={"serving": stacks.Serving.model_validate(serving)}))
+    pool = recording.one("NodePool", "gpu-pool-us-central1").inputs["nodeConfig"]
+    assert pool["secondaryBootDisks"] == [{"diskImage": image}]
+    assert recording.one("Release", "engine-us-central1").inputs["values"]["cache"]["path"] == path
+
+
+def test_what_an_adopted_cluster_has_is_not_installed_again() -> None:
+    stack = stack_of("staging", benchmark=None, gke={"adopt": True}, has=["keda", "prometheus"])
+    recording = made(stack)
+    assert [one.name for one in recording.of("Release")] == ["engine-us-central1"]
+    half = made(stack.model_copy(update={"has": ("prometheus",)}))
+    assert [one.name for one in half.of("Release") if "monitoring" in one.name] == ["monitoring-us-central1-keda"]
 
 
 def test_names_fit_into_googles_limits_and_stay_different() -> None:

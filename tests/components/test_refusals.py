@@ -183,6 +183,40 @@ CASES: dict[str, tuple[stacks.Stack, str, str]] = {
         "tollgate:serving.api_key",
         "ollama lets everybody in",
     ),
+    "slices that nobody cuts": (
+        with_release(with_fleet("staging", machine_type="a2-ultragpu-1g", mig="operator"), "gemma-3-4b-vllm-mig"),
+        "tollgate:has",
+        "gpu-operator among",
+    ),
+    "a bucket on a cluster that mounts none": (
+        given("staging", benchmark=None, has=["prometheus"]).model_copy(update={"target": "kubernetes"}),
+        "tollgate:has",
+        "gcs-fuse among",
+    ),
+    "a disk that the machine cannot have": (
+        with_fleet("staging", disk={"gb": 300, "type": "hyperdisk-balanced"}),
+        "tollgate:fleet.disk.type",
+        "pd-balanced or pd-ssd",
+    ),
+    "weights that the node's disk does not hold": (
+        given(
+            "llama-70b",
+            serving={},
+            fleet={**stacks.load_stack("llama-70b", HERE).fleet.model_dump(), "disk": {"gb": 150}},
+        ),
+        "tollgate:fleet.disk.gb",
+        "at least 167",
+    ),
+    "a model's disk that no pod sees": (
+        with_fleet("staging", preload_disk="global/images/qwen3-8b"),
+        "tollgate:fleet.preload_disk",
+        "of kind hostpath",
+    ),
+    "a stack's name that GKE does not take": (
+        given("staging", benchmark=None).model_copy(update={"name": "2-staging"}),
+        "the stack's name",
+        "beginning with a letter",
+    ),
     "kuberay for another engine": (
         given("grok-1", has=["kuberay"], serving={"group": {"controller": "kuberay"}}).model_copy(
             update={"release": stacks.load_release("grok-1-vllm", HERE).model_copy(update={"engine": "sglang"})}
