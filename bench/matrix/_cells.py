@@ -139,6 +139,12 @@ def _analysis(cells: Sequence[Cell], plan: Plan, lost: Sequence[str]) -> Any:
             short.append(
                 f"the cell of {one.batch} requests by {one.workers} workers was too short to know a sustained rate"
             )
+    starved = [one for one in cells if one.run.warnings]
+    if starved:
+        worst = starved[-1].run.warnings[0]
+        short.append(
+            f"{len(starved)} of {len(cells)} cells were measured while the machine was short of cores: {worst}"
+        )
     return analyse(samples, forecasts=plan.forecasts, lost=short)
 
 
