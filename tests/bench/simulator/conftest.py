@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -75,6 +76,32 @@ def serve() -> Iterator[Callable[..., Served]]:
     yield begin
     for served in running:
         served.stop()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something is so, for at most 20 s: how long it takes is up to the machine."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "it is not so after 20 s"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Served, str, bytes], None]]:
+    """Sends a request, each on a connection of its own, and leaves it unanswered until the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def ask(served: Served, path: str, body: bytes) -> None:
+            sock = stack.enter_context(socket.create_connection((served.host, served.port), timeout=10))
+            head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            sock.sendall(head.encode() + body)
+
+        yield ask
 
 
 @pytest.fixture(scope="module")

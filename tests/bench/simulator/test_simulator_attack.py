@@ -149,7 +149,8 @@ def test_other_clients_are_served_in_time_while_some_attack(target: Any) -> None
                 begun = time.monotonic()
                 assert client.post(target.url + "/v1/completions", json=body).status_code == 200
                 slowest = max(slowest, time.monotonic() - begun)
-    assert slowest < 0.25
+    # Who had to wait for one of the others would wait until it is given up on, after a second.
+    assert slowest < 0.9
 
 
 def test_silent_connections_are_closed(target: Any) -> None:
@@ -179,15 +180,12 @@ def test_pipelined_requests_are_answered_in_order_and_garbage_after_them_is_refu
 def test_a_flood_of_connections_is_refused_above_the_limit_and_forgotten(target: Any) -> None:
     time.sleep(1.0)
     socks = [socket.create_connection((target.host, target.port), timeout=10) for _ in range(80)]
-    time.sleep(0.3)
     refused = 0
     for sock in socks:
-        sock.setblocking(False)
-        with suppress(BlockingIOError):
-            refused += sock.recv(12) == b"HTTP/1.1 503"
+        # The others are closed without a word, for their silence.
+        refused += sock.recv(12) == b"HTTP/1.1 503"
         sock.close()
     assert 30 <= refused <= 40
-    time.sleep(0.2)
     assert well(target)
 
 
@@ -232,12 +230,14 @@ def test_a_client_that_goes_away_frees_its_slot(serve: Callable[..., Any]) -> No
     assert 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="tiny"} 1.0' in text
 
 
-def test_sigterm_lets_streams_finish_and_turns_health_to_503(serve: Callable[..., Any]) -> None:
+def test_sigterm_lets_streams_finish_and_turns_health_to_503(
+    serve: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
     served = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="1ms", TOLLGATE_SIM_ITL="20ms")
     body = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "x"}],
-        "max_tokens": 40,
+        "max_tokens": 150,
         "ignore_eos": True,
         "stream": True,
     }
@@ -245,11 +245,10 @@ def test_sigterm_lets_streams_finish_and_turns_health_to_503(serve: Callable[...
         lines = response.iter_lines()
         next(lines)
         served.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        assert httpx2.get(served.url + "/health").status_code == 503
+        eventually(lambda: httpx2.get(served.url + "/health").status_code == 503)
         rest = [line for line in lines if line.startswith("data: ")]
     assert rest[-1] == "data: [DONE]"
-    assert sum('"content":" ' in line for line in rest) == 40
+    assert sum('"content":" ' in line for line in rest) == 150
     assert served.process.wait(5) == 0
 
 
@@ -279,11 +278,12 @@ def test_faults_come_when_they_are_asked_for(serve: Callable[..., Any]) -> None:
     )
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "ignore_eos": True}
     seen = {200: 0, 500: 0, 0: 0}
-    for _ in range(200):
-        try:
-            seen[httpx2.post(served.url + "/v1/chat/completions", json=body).status_code] += 1
-        except httpx2.HTTPError:
-            seen[0] += 1
+    with httpx2.Client(base_url=served.url) as client:
+        for _ in range(200):
+            try:
+                seen[client.post("/v1/chat/completions", json=body).status_code] += 1
+            except httpx2.HTTPError:
+                seen[0] += 1
     assert 40 <= seen[500] <= 80
     assert 25 <= seen[0] <= 60
 

@@ -4,13 +4,18 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import ollama as official
 import openai
 import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def test_a_model_must_be_pulled_first_and_its_progress_ends_in_success(ollama: Any) -> None:
@@ -74,62 +79,41 @@ def test_the_openai_routes_serve_the_openai_client(ollama: Any) -> None:
         client.chat.completions.create(model="nope", messages=messages)
 
 
-def test_the_first_request_pays_for_loading_and_keep_alive_decides_when_again(serve: Callable[..., Any]) -> None:
+def test_the_first_request_pays_for_loading_and_keep_alive_decides_when_again(
+    serve: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
     served = serve("ollama", TOLLGATE_SIM_LOAD_SECONDS="0.3", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_TTFT="1ms")
     client = official.Client(host=served.url)
     start = time.monotonic()
     assert client.generate(model="gemma3:4b", prompt="").done_reason == "load"
-    assert 0.3 <= time.monotonic() - start < 1.0
-    start = time.monotonic()
-    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1})
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start >= 0.3
+    assert (client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}).load_duration or 0) < 0.25e9
     assert client.generate(model="gemma3:4b", prompt="", keep_alive=0).done_reason == "unload"
     assert client.ps().models == []
-    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive="200ms")
+    client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive="2s")
     assert len(client.ps().models) == 1
-    time.sleep(0.4)
-    assert client.ps().models == []
+    eventually(lambda: client.ps().models == [])
     client.generate(model="gemma3:4b", prompt="x", options={"num_predict": 1}, keep_alive=-1)
     assert "2318" in httpx2.get(served.url + "/api/ps").json()["models"][0]["expires_at"]
 
 
-def test_a_full_queue_is_answered_in_ollamas_words(serve: Callable[..., Any]) -> None:
+def test_a_full_queue_is_answered_in_ollamas_words(
+    serve: Callable[..., Any], hold: Callable[..., None], eventually: Callable[..., None]
+) -> None:
+    port = free_port()
     served = serve(
         "ollama", OLLAMA_NUM_PARALLEL="1", OLLAMA_MAX_QUEUE="2", TOLLGATE_SIM_MODELS="gemma3:4b",
-        TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="400ms", TOLLGATE_SIM_ITL="1ms",
+        TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="60s", TOLLGATE_SIM_METRICS_PORT=str(port),
     )  # fmt: skip
     httpx2.post(served.url + "/api/generate", json={"model": "gemma3:4b"})
-    body = {"model": "gemma3:4b", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
-    with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda _: httpx2.post(served.url + "/api/generate", json=body, timeout=10), range(8)))
-    statuses = sorted(response.status_code for response in done)
-    assert statuses == [200] * 3 + [503] * 5
-    refused = next(response for response in done if response.status_code == 503)
+    body = b'{"model":"gemma3:4b","prompt":"x","stream":false}'
+    for _ in range(3):
+        hold(served, "/api/generate", body)
+    waiting = 'ollama:num_requests_waiting{engine="0",model_name="gemma3:4b"} 2.0'
+    eventually(lambda: waiting in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+    refused = httpx2.post(served.url + "/api/generate", content=body)
+    assert refused.status_code == 503
     assert refused.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
-
-
-@pytest.mark.parametrize(("slots", "rate"), [("1", 0.515), ("8", 1.85)])
-def test_slots_share_the_gpu_and_the_rest_wait(serve: Callable[..., Any], slots: str, rate: float) -> None:
-    """The measured case: on one L4, five users of 128 tokens get 1.8 req/s from 8 slots and 0.5 from 1."""
-    speed = 8
-    served = serve(
-        "ollama", OLLAMA_NUM_PARALLEL=slots, OLLAMA_CONTEXT_LENGTH="2048", TOLLGATE_SIM_MODELS="gemma3:4b",
-        TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_SPEED=str(speed), TOLLGATE_ACCELERATOR="nvidia-l4",
-    )  # fmt: skip
-    with httpx2.Client(base_url=served.url, timeout=30) as client, ThreadPoolExecutor(5) as pool:
-        client.post("/api/generate", json={"model": "gemma3:4b"})
-
-        def ask(number: int) -> int:
-            # Different from the first word on, so that no prefix is cached.
-            prompt = " ".join([f"w{number}"] + [f"a{number:03d}"] * 127)
-            body = {"model": "gemma3:4b", "prompt": prompt, "stream": False, "options": {"num_predict": 128}}
-            return int(client.post("/api/generate", json=body).json()["eval_count"])
-
-        list(pool.map(ask, range(5)))  # connections and code paths are warm
-        begun = time.monotonic()
-        assert list(pool.map(ask, range(100, 120))) == [128] * 20
-        measured = 20 / (time.monotonic() - begun) / speed
-    assert measured == pytest.approx(rate, rel=0.12)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +146,7 @@ def test_unknown_routes_and_methods_are_answered_as_the_router_does(ollama: Any)
 
 
 def test_metrics_of_the_ollama_dialect_are_on_a_port_of_their_own(serve: Callable[..., Any]) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     served = serve(
         "ollama", TOLLGATE_SIM_MODELS="gemma3:4b", TOLLGATE_SIM_LOAD_SECONDS="0", TOLLGATE_SIM_TTFT="1ms",
         TOLLGATE_SIM_METRICS_PORT=str(port),

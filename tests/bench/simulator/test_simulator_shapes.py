@@ -57,7 +57,7 @@ def test_a_known_shape_reads_any_text_as_the_parser_does(base: bytes) -> None:
     shapes = learned(base.replace(b"T", b"once upon a time"), chat=True)
     hits = 0
 
-    @settings(max_examples=200, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, database=None, derandomize=True)
     @given(text=WORDS, raw=st.booleans())
     def attempt(text: str, raw: bool) -> None:
         nonlocal hits

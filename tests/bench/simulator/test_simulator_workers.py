@@ -44,22 +44,22 @@ def test_slots_are_those_of_one_engine_and_a_free_one_goes_to_whoever_waits(serv
     )
     begun = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        done = [pool.submit(post, served, max_tokens=11) for _ in range(8)]
-        seen = [(0.0, 0.0)]
-        while seen[-1] != (2, 6) and time.monotonic() - begun < 0.5:
-            seen.append((gauge(served, "num_requests_running"), gauge(served, "num_requests_waiting")))
-        assert seen[-1] == (2, 6), seen
-        assert max(running for running, _ in seen) == 2
+        done = [pool.submit(post, served, max_tokens=21) for _ in range(8)]
+        running = [gauge(served, "num_requests_running")]
+        while not all(one.done() for one in done):
+            running.append(gauge(served, "num_requests_running"))
         assert [one.result().status_code for one in done] == [200] * 8
     taken = time.monotonic() - begun
-    # Eight answers of 0.5 s by two slots, however the kernel spread them.
-    assert 1.95 <= taken < 2.8
+    # Eight answers of a second by two slots, however the kernel spread them. A lost wake-up would leave one waiting until
+    # its client gives up.
+    assert max(running) == 2
+    assert taken >= 3.95
     assert gauge(served, "num_requests_running") == 0
     assert gauge(served, "request_success_total") + gauge(served, "e2e_request_latency_seconds_count") >= 8
 
 
 def test_the_batch_of_all_workers_decides_how_long_a_step_takes(serve: Callable[..., Any]) -> None:
-    rates = []
+    spans = []
     for workers in ("1", "3"):
         served = serve(
             "vllm", "gemma-3-4b-it", "--max-num-seqs", "8", "--max-model-len", "2048", TOLLGATE_SIM_WORKERS=workers,
@@ -71,12 +71,11 @@ def test_the_batch_of_all_workers_decides_how_long_a_step_takes(serve: Callable[
                 said = [{"role": "user", "content": f"w{number} a b c"}]
                 return post(target, model="gemma-3-4b-it", max_tokens=100, messages=said).status_code
 
-            list(pool.map(ask, range(16)))
-            begun = time.monotonic()
-            assert list(pool.map(ask, range(100, 132))) == [200] * 32
-            rates.append(32 / (time.monotonic() - begun))
+            assert list(pool.map(ask, range(48))) == [200] * 48
+        # By the engine's own clock, which does not mind a busy machine.
+        spans.append(gauge(served, "request_decode_time_seconds_sum"))
         served.stop()
-    assert rates[1] == pytest.approx(rates[0], rel=0.25)
+    assert spans[1] == pytest.approx(spans[0], rel=0.25)
 
 
 def test_a_prompt_that_one_worker_has_seen_is_cached_for_all(serve: Callable[..., Any]) -> None:
@@ -93,34 +92,38 @@ def test_a_prompt_that_one_worker_has_seen_is_cached_for_all(serve: Callable[...
     assert gauge(served, "prefix_cache_hits_total") == 5 * 624
 
 
-def test_the_queue_limit_of_vllm_counts_all_workers_and_is_told_by_the_metrics(serve: Callable[..., Any]) -> None:
+def test_the_queue_limit_of_vllm_counts_all_workers_and_is_told_by_the_metrics(
+    serve: Callable[..., Any], hold: Callable[..., None], eventually: Callable[..., None]
+) -> None:
     served = serve(
-        "vllm", "tiny", "--max-num-seqs", "2", "--max-num-queued-reqs", "4", TOLLGATE_SIM_TTFT="1500ms",
-        TOLLGATE_SIM_ITL="1ms", TOLLGATE_SIM_WORKERS="2",
+        "vllm", "tiny", "--max-num-seqs", "2", "--max-num-queued-reqs", "4", TOLLGATE_SIM_TTFT="60s",
+        TOLLGATE_SIM_WORKERS="2",
     )  # fmt: skip
-    with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda _: post(served, max_tokens=2), range(10)))
-    assert sorted(answer.status_code for answer in answers) == [200] * 4 + [503] * 6
-    error = next(answer for answer in answers if answer.status_code == 503).json()["error"]
+    for there in range(4):
+        hold(served, "/v1/completions", b'{"model":"tiny","prompt":"x"}')
+        eventually(
+            lambda: gauge(served, "num_requests_running") + gauge(served, "num_requests_waiting") == there + 1  # noqa: B023
+        )
+    answers = [post(served, max_tokens=2) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [503] * 6
+    error = answers[0].json()["error"]
     assert (error["type"], error["code"]) == ("ServiceUnavailableError", 503)
     assert "max_num_queued_reqs" in error["message"]
     text = httpx2.get(served.url + "/metrics").text
     assert 'vllm:admission_rejections_total{model_name="tiny",reason="max_num_queued_reqs"} 6.0' in text
 
 
-def test_a_prompt_backlog_above_the_limit_is_refused(serve: Callable[..., Any]) -> None:
-    served = serve(
-        "vllm", "tiny", "--max-num-queued-tokens", "50", TOLLGATE_SIM_TTFT="300ms", TOLLGATE_SIM_ITL="1ms",
-    )  # fmt: skip
-    words = [{"role": "user", "content": " ".join(["able"] * 60)}]
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(post, served, max_tokens=40, messages=words)
-        time.sleep(0.1)
-        assert post(served, max_tokens=2).status_code == 503
-        time.sleep(0.22)
-        # The first has its first token: its prompt is no backlog any more.
-        assert post(served, max_tokens=2).status_code == 200
-        assert first.result().status_code == 200
+def test_a_prompt_backlog_above_the_limit_is_refused(
+    serve: Callable[..., Any], hold: Callable[..., None], eventually: Callable[..., None]
+) -> None:
+    served = serve("vllm", "tiny", "--max-num-queued-tokens", "50", TOLLGATE_SIM_TTFT="2s", TOLLGATE_SIM_ITL="60s")
+    prompt = " ".join(["able"] * 60)
+    hold(served, "/v1/completions", b'{"model":"tiny","prompt":"%b","max_tokens":9}' % prompt.encode())
+    eventually(lambda: gauge(served, "num_requests_running") == 1)
+    assert post(served, max_tokens=1).status_code == 503
+    eventually(lambda: gauge(served, "time_to_first_token_seconds_count") == 1)
+    # The first has its first token: its prompt is no backlog any more.
+    assert post(served, max_tokens=1).status_code == 200
 
 
 def test_models_are_those_of_one_server(serve: Callable[..., Any]) -> None:
@@ -151,24 +154,26 @@ def test_models_are_those_of_one_server(serve: Callable[..., Any]) -> None:
     assert seen("/api/tags") == {("other:latest",)}
 
 
-def test_an_out_of_memory_kill_ends_all_and_a_restart_brings_all_back(serve: Callable[..., Any]) -> None:
+def listens(served: Any) -> bool:
+    try:
+        with socket.create_connection((served.host, served.port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def test_an_out_of_memory_kill_ends_all_and_a_restart_brings_all_back(
+    serve: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
     served = serve(
         "vllm", "tiny", TOLLGATE_SIM_TTFT="1ms", TOLLGATE_SIM_ITL="1ms", TOLLGATE_SIM_FAULTS="oom=0.05",
-        TOLLGATE_SIM_RESTART="300ms", TOLLGATE_SIM_WORKERS="2",
+        TOLLGATE_SIM_RESTART="3s", TOLLGATE_SIM_WORKERS="2",
     )  # fmt: skip
     first = {child.pid for child in psutil.Process(served.process.pid).children()}
     assert not all(answered(served) for _ in range(500))
-    time.sleep(0.1)
-    with pytest.raises(OSError), socket.create_connection((served.host, served.port), timeout=1):
-        pass
-    deadline = time.monotonic() + 5
-    while True:
-        try:
-            assert httpx2.get(served.url + "/health").status_code == 200
-            break
-        except httpx2.HTTPError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    eventually(lambda: not listens(served))
+    eventually(lambda: listens(served))
+    assert httpx2.get(served.url + "/health").status_code == 200
     assert served.process.poll() is None
     second = {child.pid for child in psutil.Process(served.process.pid).children()}
     assert len(second) == 2
@@ -176,12 +181,14 @@ def test_an_out_of_memory_kill_ends_all_and_a_restart_brings_all_back(serve: Cal
     assert served.stop() == 0
 
 
-def test_a_lone_worker_can_come_back_too_and_without_a_restart_the_status_is_137(serve: Callable[..., Any]) -> None:
+def test_a_lone_worker_can_come_back_too_and_without_a_restart_the_status_is_137(
+    serve: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
     served = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_FAULTS="oom=1", TOLLGATE_SIM_RESTART="50ms")
     for _ in range(2):
         with pytest.raises(httpx2.HTTPError):
             post(served, max_tokens=2)
-        time.sleep(0.6)
+        eventually(lambda: listens(served))
         assert httpx2.get(served.url + "/health").status_code == 200
     both = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_FAULTS="oom=1", TOLLGATE_SIM_WORKERS="2")
     with pytest.raises(httpx2.HTTPError):
