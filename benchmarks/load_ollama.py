@@ -4,8 +4,8 @@ The tiny random model on this machine's processors: queueing, slots and batching
 what it costs on a GPU. Needs `tollgate tools build --with ollama`; says so and ends well where it has not been built.
 
 Takes about five minutes. Finished cells are kept (in .tollgate/ollama-matrix, or where --json says), so that the same command
-goes on where it was ended; --again begins anew. Where anything else uses the machine it stops before the next cell, and nothing is
-written: slots that share the processor with somebody else show the somebody else.
+goes on where it was ended; --again begins anew. Where anything else uses the machine it stops before the next cell, and nothing
+is written: slots that share the processor with somebody else show the somebody else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
 
 from preview_gallery import screenshot
 
@@ -33,6 +32,7 @@ import stacks
 from bench import load, matrix, report, results
 from local import tiny, tools
 
+ROOT = Path(__file__).resolve().parents[1]
 SLOTS = (1, 2, 4, 8)
 # Beyond so many cores in use by others, slots are not what is seen.
 _BUSY_CORES = 0.3
@@ -122,7 +122,7 @@ def page(found: dict[int, results.Matrix], picture: str = "") -> str:
         "# The matrix on the real Ollama",
         "",
         f"Ollama with a random model of a few megabytes, one thread, on {os.cpu_count()} processor cores; 16 tokens in, "
-        "16 out. Made by `python benchmarks/load_ollama.py --markdown docs/benchmark-ollama.md`, which publishes nothing that was "
+        "16 out. Made by `python benchmarks/load_ollama.py --markdown docs/benchmark-ollama.md`, which publishes nothing "
         "measured beside other work. Slots, queue and batching are Ollama's own; what a token costs is this machine's, and what "
         "several slots gain on a GPU cannot be seen here, where all share the processor. Slots take turns, cell by cell, so "
         "that what changes with the hour is no effect of theirs.",
