@@ -123,7 +123,8 @@ COMPONENTS: list[type[pulumi.ComponentResource]] = [LlmService, GkeGpuPool]
 
 
 def _stack(name: str, args: LlmServiceArgs) -> stacks.Stack:
-    everything = ("keda", "prometheus", "lws", "gateway-api")
+    # What their cluster has is theirs to know: without a word about it, whatever a service may need is taken to be there.
+    everything = ("keda", "prometheus", "lws", "gateway-api", "gcs-fuse", "gpu-operator")
     return stacks.Stack.model_validate(
         {
             "name": name,
