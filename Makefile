@@ -38,7 +38,7 @@ COVERING := tests/components tests/gate/test_benchmark_job.py
 # files, as those with few tests take longest.
 test: lint
 	$(BIN)/tollgate tools build --with ollama --with lws --with coscheduling --with haproxy
-	$(BIN)/pytest -n 2 -m "not cluster and not browser and not slow" --cov $(COVERING)
+	$(BIN)/pytest -n 2 -m "not cluster and not browser and not slow" $(COVERING) --cov
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
 
 bench: $(STAMP)
