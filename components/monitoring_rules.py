@@ -9,7 +9,9 @@ Deliberately not here: who is told. That is Alertmanager's, and yours.
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,6 +217,23 @@ def _latencies(facts: Facts) -> tuple[tuple[str, float], ...]:
         for name, limit in facts.objectives.items()
         if name.endswith("_p95_seconds")
     )
+
+
+def expanded(facts: Facts) -> dict[str, str]:
+    """The recordings as queries that need no recording: for a Prometheus that has not been given the rules."""
+    found: dict[str, str] = {}
+    for record, expr in recordings(facts):
+        # What a recording reads stands before it.
+        for known, text in found.items():
+            # As a function: a query may hold backslashes.
+            put = functools.partial(_same, f"({text})")
+            expr = re.sub(rf"{re.escape(known)}(\{{[^}}]*\}})?(?![a-z0-9_:])", put, expr)
+        found[record] = expr
+    return found
+
+
+def _same(text: str, _: re.Match[str]) -> str:
+    return text
 
 
 # ---------------------------------------------------------------- alerts

@@ -25,6 +25,7 @@ COMMANDS = {
     "checklist": "What is to be done before and after a deployment, ticked by looking.",
     "local": "The embedded cluster: up, down, status, shell, logs.",
     "tools": "The programs that Tollgate builds or finds.",
+    "watch": "A stack's replicas, queue, latency, cost and problems, live.",
     "bench": "Measure a stack, a Service or a URL.",
     "tune": "Try an engine's slots on a deployed stack and write the best into its release.",
     "batch": "Many prompts that finish, each answered once.",
