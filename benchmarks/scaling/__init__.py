@@ -2,5 +2,23 @@
 
 from ._ground import Ground, Sample, Watcher
 from ._load import Answer, Outcome, ask_at_once, send
+from ._report import page, picture, table
+from ._scenarios import POLICIES, SCENARIOS, Report, compare, oracle
 
-__all__ = ["Answer", "Ground", "Outcome", "Sample", "Watcher", "ask_at_once", "send"]
+__all__ = [
+    "POLICIES",
+    "SCENARIOS",
+    "Answer",
+    "Ground",
+    "Outcome",
+    "Report",
+    "Sample",
+    "Watcher",
+    "ask_at_once",
+    "compare",
+    "oracle",
+    "page",
+    "picture",
+    "send",
+    "table",
+]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -52,8 +54,9 @@ class Ground:
         slots: int = 4,
         nodes: int | None = None,
         simulated: Mapping[str, str] | None = None,
+        state_dir: Path | None = None,
     ) -> None:
-        self.name, self.prometheus_url = name, prometheus_url
+        self.name, self.prometheus_url, self._state_dir = name, prometheus_url, state_dir
         self._environment, self._slots = dict(environment), slots
         self._settings, self._nodes = dict(settings or {}), nodes
         self._simulated = {**SIMULATED, **(simulated or {})}
@@ -177,6 +180,25 @@ class Ground:
                 raise TimeoutError(f"not within {seconds:g} s: {what}")
             time.sleep(0.2)
         return time.monotonic() - began
+
+    def _process(self, component: str) -> int:
+        if self._state_dir is None:
+            raise RuntimeError("this ground does not know its cluster's processes")
+        return int(json.loads((self._state_dir / "state.json").read_text())["components"][component]["pid"])
+
+    @contextmanager
+    def paused(self, component: str) -> Iterator[None]:
+        """While the block runs that process of the control plane is there and does not answer."""
+        process = self._process(component)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(process, signal.SIGCONT)
+
+    def kill(self, component: str) -> None:
+        """End that process of the control plane; the cluster's supervisor starts it anew."""
+        os.kill(self._process(component), signal.SIGKILL)
 
     def ready(self) -> int:
         """Replicas of the engine that are Ready."""

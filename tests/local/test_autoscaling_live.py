@@ -24,6 +24,7 @@ from components.autoscaler_check import Live, WrongQuery, refuse_others, taken_o
 from components.autoscaler_policy import Trigger, triggers
 from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import Facts, facts_of, rule_file
+from tollgate.commands.watch import look
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
 IN_CLUSTER = "http://prometheus.monitoring.svc:9090"
@@ -139,6 +140,10 @@ def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Gr
             empty = {one for one in empty if not ground.ask(one[2])}
             time.sleep(0.5)
         assert not empty
+        view = look(facts, live)
+        assert view.problems == ()
+        assert view.numbers["tollgate:requests:rate1m"]
+        assert view.numbers["tollgate:cost_per_million_tokens:usd"]
         load.join(120)
     (done,) = outcome
     assert done.answers
