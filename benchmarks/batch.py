@@ -1,12 +1,14 @@
-"""How fast batches run, how little memory they need, how soon they go on: `python benchmarks/batch.py [--rows 1000000]`.
+"""Batches against what was promised of them: `python benchmarks/batch.py`; one row: `--only zero|delay|all|resume|eta`.
 
 Runner and endpoint each get a core of their own; the endpoint answers with bytes made beforehand, at once or after 100 ms. The
 load generator without any durability does the same in the same run: what matters is the ratio.
 
-    durable throughput          requests/s on one core, every answer committed with a synchronised disk
-    at 100 ms, 512 in flight    beside the bare load generator
-    170,000 requests            none lost, none doubled; the largest memory of submission, run and results
-    resume                      from the start of the process to the first request, after a kill in a batch of --rows
+    zero    requests/s on one core, every answer committed with a synchronised disk
+    delay   100 ms replies, 512 in flight: beside the bare load generator
+    all     170,000 requests: lost, doubled, the largest memory of submission, run and results
+    resume  from the start of the process to the first request, after kill -9 in a batch of --rows
+    eta     a whole run that slows down tenfold after its first minute, nine hours in three minutes: everything is real but
+            the clock that the estimate looks at
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ class Instant(asyncio.Protocol):
     """Answers each request with the same bytes after `delay` seconds; counts them in a shared file where one is given."""
 
     delay = 0.0
+    # Answers per second before and after so many seconds from the first request; none: as fast as they come.
+    throttle: tuple[float, float, float] | None = None
+    first = due = 0.0
     reply = b""
     models = b""
     asked = 0
@@ -61,10 +66,20 @@ class Instant(asyncio.Protocol):
             )
             return
         Instant.asked += 1
-        if self.delay:
+        if self.throttle is not None:
+            self.throttled(*self.throttle)
+        elif self.delay:
             asyncio.get_running_loop().call_later(self.delay, self.answer)
         else:
             self.answer()
+
+    def throttled(self, before: float, after: float, seconds: float) -> None:
+        """One after the other, as fast as an engine is that has so much throughput."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        Instant.first = Instant.first or now
+        Instant.due = max(now, Instant.due) + 1 / (before if now - Instant.first < seconds else after)
+        loop.call_at(Instant.due, self.answer)
 
     def answer(self) -> None:
         if not self.transport.is_closing():
@@ -75,11 +90,11 @@ class Instant(asyncio.Protocol):
         return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-async def serve(delay: float) -> None:
+async def serve(delay: float, throttle: tuple[float, float, float] | None) -> None:
     """Print the port and serve for ever."""
     usage = {"prompt_tokens": 128, "completion_tokens": 64, "total_tokens": 192}
     choice = {"index": 0, "message": {"role": "assistant", "content": "word " * 64}, "finish_reason": "length"}
-    Instant.delay = delay
+    Instant.delay, Instant.throttle = delay, throttle
     Instant.reply = Instant.head(json.dumps({"id": "c", "choices": [choice], "usage": usage}).encode())
     Instant.models = Instant.head(b'{"data":[{"id":"tiny"}]}')
     server = await asyncio.get_running_loop().create_server(Instant, "127.0.0.1", 0, backlog=4096)
@@ -88,10 +103,10 @@ async def serve(delay: float) -> None:
 
 
 @contextmanager
-def endpoint(delay: float) -> Iterator[str]:
-    """An endpoint in a process on its own core."""
+def endpoint(*words: float) -> Iterator[str]:
+    """An endpoint in a process on its own core: its delay, or how it is throttled."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(delay)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, __file__, "--serve", *map(str, words)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     try:
         os.sched_setaffinity(process.pid, {SERVER_CORE % (os.cpu_count() or 1)})
@@ -142,6 +157,9 @@ def do_part(kind: str, store: str, *words: str) -> dict[str, Any]:
     if kind == "submit":
         [source] = words
         found["id"] = batch.create(store, batch.read(source, batch.Recipe())).id
+    elif kind == "eta":
+        id, url, hastened = words
+        found = watched(batch.open_queue(store, id), url, float(hastened))
     elif kind == "run":
         id, url, slots = words
         queue = batch.open_queue(store, id)
@@ -154,6 +172,54 @@ def do_part(kind: str, store: str, *words: str) -> dict[str, Any]:
     found["seconds"] = time.perf_counter() - begun
     found["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
+
+
+def watched(queue: Any, url: str, hastened: float) -> dict[str, Any]:
+    """A run whose estimates are made by a clock that goes so much faster, about once in its second; all that they said."""
+    from bench.batch import EndpointSettings, _forecast, _keeper, _runner, run
+
+    class Hastened(_forecast.Forecast):
+        def __init__(self, began: float) -> None:
+            super().__init__(0.0)
+            self.began = began
+
+        def feed(self, now: float, done: int) -> None:
+            super().feed((now - self.began) * hastened, done)
+
+    _keeper._BEAT_SECONDS = 1 / hastened
+    _runner.Forecast = Hastened  # type: ignore[misc]
+    begun, said = time.monotonic(), []
+
+    def say(progress: Any) -> None:
+        eta = progress.eta
+        said.append(((time.monotonic() - begun) * hastened, progress.counts.done, eta.seconds, eta.certain))
+
+    run(queue, [EndpointSettings(url=url, slots=16, fixed=True)], progress=say, signals=False)
+    return {"end": (time.monotonic() - begun) * hastened, "said": said}
+
+
+def estimated(folder: Path) -> dict[str, Any]:
+    """50 requests/s of 170,000 for a minute, then 5; here a tenth of both and of the inputs, as one answer of ten would do."""
+    rows, hastened = 17_000, 170.0
+    source, store = folder / "eta.jsonl", str(folder / "eta")
+    write_inputs(source, rows)
+    with endpoint(5.0 * hastened, 0.5 * hastened, 60 / hastened) as url:
+        id = part("submit", store, source)["id"]
+        found = part("eta", store, id, url, hastened)
+    end, said = found["end"], found["said"]
+    # How wrong each was; of the last fiftieth nobody needs an estimate.
+    wrong = [
+        (at, done / rows, abs(eta / (end - at) - 1), certain) for at, done, eta, certain in said if done < 0.98 * rows
+    ]
+    certain = [(at, error) for at, _, error, sure in wrong if sure]
+    at_share = next((at, error, sure) for at, share, error, sure in wrong if share >= 0.02)
+    return {
+        "hours": end / 3600, "estimates": len(wrong), "certain_within_first_minute": sum(at <= 60 for at, _ in certain),
+        "at_2_percent": {"second": at_share[0], "error": at_share[1], "certain": at_share[2]},
+        "certain_from_second": certain[0][0] if certain else None,
+        "worst_error_while_certain": max((error for _, error in certain), default=None),
+        "worst_error_before": max((error for _, _, error, sure in wrong if not sure and error == error), default=None),
+    }  # fmt: skip
 
 
 def bare(url: str, users: int, seconds: float) -> float:
@@ -244,54 +310,97 @@ def resumed(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table; exit code 1 where a promise was missed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--requests", type=int, default=170_000)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the batch that is resumed")
     parser.add_argument("--seconds", type=float, default=4.0, help="of the load generator's runs")
-    parser.add_argument("--only", default="", help="zero, delay, all, resume")
+    parser.add_argument("--only", default="", help=", ".join(ROWS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.serve is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             threading.Timer(1800, os._exit, (1,)).start()
-            runner.run(serve(given.serve))
+            delay, *rest = given.serve
+            runner.run(serve(0.0, (delay, *rest)) if rest else serve(delay, None))
     if given.part:
         print(json.dumps(do_part(*given.part)))
         return
+    only = given.only.split(",") if given.only else list(ROWS)
+    if wrong := set(only) - set(ROWS):
+        parser.error(f"--only {', '.join(sorted(wrong))}: choose from {', '.join(ROWS)}")
     table: dict[str, Any] = {"load_average": os.getloadavg()[0]}
-    only = given.only.split(",") if given.only else ["zero", "delay", "all", "resume"]
+    missed = 0
+    print(f"{'':<42} {'promised':<28} {'measured':<34}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for kind, words, delay, slots in (
-            ("zero", "no latency, 128 in flight", 0.0, 128),
-            ("delay", "100 ms, 512 in flight", 0.1, 512),
-        ):
-            if kind in only:
-                found = throughput(folder, delay, slots, 40_000, given.seconds)
-                table[kind] = found
-                print(
-                    f"{words:<28} {found['requests_per_second']:8,.0f} req/s, {found['per_cpu_second']:8,.0f} per second of "
-                    f"processor; bare load generator {found['bare_load_generator']:8,.0f} req/s, ratio {found['ratio']:.2f}"
-                )
-        if "all" in only:
-            found = table["all"] = everything(folder, given.requests)
-            times = ", ".join(f"{key} {found[f'{key}_seconds']:.1f} s" for key in ("submit", "run", "results"))
-            memory = ", ".join(f"{key} {value:.0f} MB" for key, value in found["rss_mb"].items())
-            print(
-                f"{found['rows']:,} requests: {found['lost']} lost, {found['doubled']} doubled, in order: {found['in_order']}"
-            )
-            print(f"    {times}; memory: {memory} for {found['input_mb']:.0f} MB of input")
-        if "resume" in only:
-            found = table["resume"] = resumed(folder, given.rows)
-            print(
-                f"resume after kill -9 in {found['rows']:,} rows: {found['seconds']:.2f} s to the first request "
-                f"(submission took {found['submit_seconds']:.0f} s and {found['submit_rss_mb']:.0f} MB)"
-            )
+        for kind in only:
+            table[kind], lines = ROWS[kind](Path(name), given)
+            for words, promised, measured, kept in lines:
+                missed += not kept
+                print(f"{words:<42} {promised:<28} {measured:<34} {'pass' if kept else 'MISS'}", flush=True)
     if given.json:
         given.json.write_text(json.dumps({**table, "at": time.time()}, indent=1) + "\n")
+    raise SystemExit(min(1, missed))
+
+
+Line = tuple[str, str, str, bool]
+
+
+def row_zero(folder: Path, given: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:
+    found = throughput(folder, 0.0, 128, 40_000, given.seconds)
+    rate = found["requests_per_second"]
+    return found, [
+        ("durable throughput, one runner core", ">= 5,000 req/s", f"{rate:,.0f} req/s", rate >= 5000),
+        ("    of the bare load generator", "", f"{found['ratio']:.0%}", True),
+    ]
+
+
+def row_delay(folder: Path, given: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:
+    found = throughput(folder, 0.1, 512, 40_000, given.seconds)
+    measured = f"{found['ratio']:.0%} ({found['requests_per_second']:,.0f} of {found['bare_load_generator']:,.0f})"
+    promised = ">= 70 % of the load generator"
+    return found, [("100 ms replies, 512 in flight", promised, measured, found["ratio"] >= 0.7)]
+
+
+def row_all(folder: Path, given: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:
+    found = everything(folder, given.requests)
+    right = not found["lost"] and not found["doubled"] and found["in_order"]
+    measured = f"{found['lost']} lost, {found['doubled']} doubled{'' if found['in_order'] else ', not in order'}"
+    memory = found["rss_mb"]
+    parts = ", ".join(f"{key} {value:.0f}" for key, value in memory.items())
+    times = ", ".join(f"{key} {found[f'{key}_seconds']:.0f} s" for key in ("submit", "run", "results"))
+    return found, [
+        (f"{found['rows']:,} requests", "0 lost, 0 doubled", measured, right),
+        (f"    memory, {found['input_mb']:.0f} MB of input", "<= 200 MB", f"{max(memory.values()):.0f} MB ({parts})",
+         max(memory.values()) <= 200),
+        (f"    {times}", "", "", True),
+    ]  # fmt: skip
+
+
+def row_resume(folder: Path, given: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:
+    found = resumed(folder, given.rows)
+    measured = f"{found['seconds']:.2f} s to the first request"
+    return found, [(f"resume after kill -9 at {found['rows']:,} rows", "<= 2 s", measured, found["seconds"] <= 2)]
+
+
+def row_eta(folder: Path, _given: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:
+    found = estimated(folder)
+    at, worst = found["at_2_percent"], found["worst_error_while_certain"]
+    early = found["certain_within_first_minute"]
+    sure = "certain" if at["certain"] else "uncertain"
+    measured = (
+        "never certain" if worst is None else f"{worst:.1%} off at worst, from {found['certain_from_second']:.0f} s on"
+    )
+    return found, [
+        ("ETA, 10x slower after the first minute", "<= 25 % off once sustained", measured, worst is not None and worst <= 0.25),
+        ("    before that", "marked uncertain", f"{early} called certain", not early),
+        (f"    at 2 % ({at['second']:.0f} s of {found['hours']:.1f} h)", "", f"{at['error']:.1%} off, {sure}", True),
+    ]  # fmt: skip
+
+
+ROWS = {"zero": row_zero, "delay": row_delay, "all": row_all, "resume": row_resume, "eta": row_eta}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pulumi components: a stack's ground, GPU pool, engine, gateway, operators, DNS, benchmark, gate, and all as one."""
 
 from .autoscaler import QueueAutoscaler, QueueAutoscalerArgs
+from .batch import BatchJob, BatchJobArgs, BatchScale, batch_scaled
 from .benchmark import BenchmarkJob, BenchmarkJobArgs
 from .cluster import Cluster, ClusterArgs
 from .dns import FleetDns, FleetDnsArgs
@@ -20,6 +21,9 @@ from .promotion import PromotionCheck, PromotionCheckArgs
 
 __all__ = [
     "Backend",
+    "BatchJob",
+    "BatchJobArgs",
+    "BatchScale",
     "BenchmarkJob",
     "BenchmarkJobArgs",
     "Cluster",
@@ -46,6 +50,7 @@ __all__ = [
     "StackMonitoring",
     "StackMonitoringArgs",
     "VllmService",
+    "batch_scaled",
     "deploy",
     "refuse",
     "run",

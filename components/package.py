@@ -15,6 +15,7 @@ import values
 
 from ._base import Component
 from .autoscaler import QueueAutoscaler, autoscaler_of
+from .batch import BatchJob
 from .cluster import Inherited
 from .engines import EngineArgs, service_for
 from .gpu_pool import GpuPool, GpuPoolArgs
@@ -119,7 +120,7 @@ class GkeGpuPool(Component):
         self.register_outputs({"nodePools": self.node_pools})
 
 
-COMPONENTS: list[type[pulumi.ComponentResource]] = [LlmService, GkeGpuPool]
+COMPONENTS: list[type[pulumi.ComponentResource]] = [LlmService, GkeGpuPool, BatchJob]
 
 
 def _stack(name: str, args: LlmServiceArgs) -> stacks.Stack:

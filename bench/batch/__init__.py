@@ -10,10 +10,9 @@ from ._files import reading, writing
 from ._forecast import Eta, Forecast, Prices, span, warnings
 from ._formats import BadRow, Format, Recipe, read
 from ._http import Service
-from ._job import IMAGE, job
 from ._main import arguments as runner_arguments
 from ._main import main as runner_main
-from ._metrics import BACKLOG_METRIC, METRICS_PORT, backlog_query
+from ._metrics import BACKLOG_METRIC, Metrics
 from ._model import PATHS, Counts, Info, Input, Item, Outcome, RunnerReport, State
 from ._owners import is_alive
 from ._pace import Pace
@@ -28,8 +27,6 @@ from ._wire import EndpointSettings, endpoint_words
 
 __all__ = [
     "BACKLOG_METRIC",
-    "IMAGE",
-    "METRICS_PORT",
     "PATHS",
     "BadRow",
     "Counts",
@@ -42,6 +39,7 @@ __all__ = [
     "Info",
     "Input",
     "Item",
+    "Metrics",
     "Outcome",
     "Pace",
     "Prices",
@@ -53,14 +51,12 @@ __all__ = [
     "Service",
     "State",
     "Status",
-    "backlog_query",
     "create",
     "endpoint_words",
     "ids",
     "is_alive",
     "is_bucket",
     "is_postgres",
-    "job",
     "lines",
     "of_progress",
     "open_queue",

@@ -63,7 +63,7 @@ class Endpoint:
         self.probing = False
         self.not_before = 0.0
         self.last_ok = -math.inf
-        self.ok = self.failed = self.tokens_out = 0
+        self.ok = self.failed = self.tokens_in = self.tokens_out = 0
         self.words = ""
         self.failed_alone: set[int] = set()
         self._backoff = _BACKOFF_FIRST

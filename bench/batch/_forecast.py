@@ -209,7 +209,7 @@ def warnings(
                 f"{eta.seconds / deadline:.1f} times the endpoints would ({needed:.3g} requests/s instead of "
                 f"{eta.sustained:.3g}), or {int(left - eta.sustained * deadline):,} inputs fewer"
             )
-    if budget is not None and cost == cost and cost > budget:
+    if budget is not None and cost == cost and cost > budget and left:
         more = max(0.0, budget - spent)
         share = more / (cost - spent) if cost > spent else 0.0
         cheaper = f"; prices of {budget / cost:.0%} of these would (spot machines?)" if prices.known else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import io
-import ipaddress
 import re
 import signal
 import tempfile
@@ -102,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._read = 0
         try:
             given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            self._of_this_machine()
+            headers = self.headers
+            if why := stacks.foreign(bound=self.address, host=headers.get("Host", ""), origin=headers.get("Origin", "")):
+                raise Wrong(403, why)
             if self.key and not hmac.compare_digest(given.encode(), self.key.encode()):
                 raise Wrong(401, "Incorrect API key provided")
             path = urlsplit(self.path)
@@ -121,18 +122,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         except (stacks.TollgateError, OSError) as error:
             self._refuse(500, str(error), "server_error", None)
-
-    def _of_this_machine(self) -> None:
-        """Refuse what a web page sends through its reader's browser: under a name that was made to point here, or from elsewhere.
-
-        A service for more than this machine goes by other names; it is protected by its key.
-        """
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if _loopback(self.address) and not _loopback(host):
-            raise Wrong(403, f"{host or 'No name'} is not a name of this machine")
-        origin = self.headers.get("Origin", "")
-        if origin and urlsplit(origin).netloc != self.headers.get("Host", ""):
-            raise Wrong(403, "Requests of web pages are not served")
 
     def _refuse(self, status: int, message: str, kind: str, param: str | None) -> None:
         # What was not read of the body would be taken for the next request.
@@ -241,13 +230,6 @@ class _Handler(BaseHTTPRequestHandler):
             "object": "list", "data": page, "has_more": begin + limit < len(found),
             "first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None,
         })  # fmt: skip
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 _LISTS = (_Handler.list_files, _Handler.list_batches)

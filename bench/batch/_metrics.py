@@ -13,14 +13,6 @@ import stacks
 from ._progress import Progress
 
 BACKLOG_METRIC = "tollgate_batch_left"
-METRICS_PORT = 9464
-
-
-def backlog_query(namespace: str, batch: str) -> str:
-    """PromQL: how many inputs of a batch wait. Runners that share a queue all say the same of it; those of shards each say
-    their own. One series always, 0 while nobody works on it: then nobody would ask an engine either."""
-    of = f'namespace="{namespace}",batch="{batch}"'
-    return f"sum(max by (shard) ({BACKLOG_METRIC}{{{of}}})) or vector(0)"
 
 
 def rendered(batch: str, found: Progress) -> str:

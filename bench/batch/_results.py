@@ -14,19 +14,26 @@ from ._queue import Queue
 
 
 def lines(queue: Queue, *, failed: bool, prices: Prices | None = None) -> Iterator[bytes]:
-    """A line of JSON for each answer, or for each failure, in the order of the input."""
+    """A line of JSON for each answer, or for each failure, in the order of the input.
+
+    What the hours cost is shared out by the time that each answer took, what tokens cost stands for itself.
+    """
+    second = 0.0
+    if prices is not None and prices.per_hour is not None and (seconds := queue.seconds()):
+        second = prices.cost(queue.info().busy / 3600, 0, 0) / seconds
     for custom_id, *values in queue.results(failed=failed):
-        yield _line(queue.id, custom_id, Outcome(*values), prices)
+        yield _line(queue.id, custom_id, Outcome(*values), prices, second)
 
 
-def _line(batch: str, custom_id: str, outcome: Outcome, prices: Prices | None) -> bytes:
+def _line(batch: str, custom_id: str, outcome: Outcome, prices: Prices | None, second: float) -> bytes:
     id = f"{batch}_{outcome.seq}"
     ours = {
         "endpoint": outcome.endpoint, "began": round(outcome.began, 3), "seconds": round(outcome.seconds, 6),
         "tries": outcome.tries, "tokens_in": outcome.tokens_in, "tokens_out": outcome.tokens_out,
     }  # fmt: skip
-    if prices is not None and (prices.per_million_in is not None or prices.per_million_out is not None):
-        ours["cost_usd"] = round(prices.cost(0.0, outcome.tokens_in, outcome.tokens_out), 9)
+    if prices is not None and prices.known:
+        tokens = prices.cost(0.0, outcome.tokens_in, outcome.tokens_out)
+        ours["cost_usd"] = round(tokens + second * outcome.seconds, 9)
     response = error = b"null"
     if outcome.status:
         head = orjson.dumps({"status_code": outcome.status, "request_id": id})[:-1]

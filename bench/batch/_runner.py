@@ -249,6 +249,7 @@ class _Runner:
             if endpoint.words or endpoint.probing:
                 endpoint.lives(now)
             endpoint.ok += 1
+            endpoint.tokens_in += finding.tokens_in
             endpoint.tokens_out += finding.tokens_out
             endpoint.pace.answered(now - work.sent)
             self._failed_in_a_row = 0
@@ -458,9 +459,16 @@ class _Runner:
         )  # fmt: skip
 
     def _of(self, endpoint: Endpoint) -> dict[str, Any]:
-        pace = endpoint.pace
+        pace, prices = endpoint.pace, self._settings.prices
+        per_hour = endpoint.settings.per_hour
+        if per_hour is None and len(self._endpoints) == 1:
+            per_hour = prices.per_hour
         state = "away" if endpoint.probing else "resting" if endpoint.not_before > monotonic() else "up"
         return {
             "state": state, "in_flight": endpoint.in_flight, "limit": pace.limit, "settled": pace.settled, "rate": pace.rate,
-            "ok": endpoint.ok, "failed": endpoint.failed, "tokens_out": endpoint.tokens_out, "words": endpoint.words,
+            "ok": endpoint.ok, "failed": endpoint.failed, "tokens_in": endpoint.tokens_in,
+            "tokens_out": endpoint.tokens_out, "words": endpoint.words,
+            # Of this run. Several runners at one endpoint pay for its hours once, and for their tokens each.
+            "usd_hours": None if per_hour is None else per_hour * self._busy / 3600,
+            "usd_tokens": prices.cost(0.0, endpoint.tokens_in, endpoint.tokens_out),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,12 @@ def status(queue: Queue) -> Status:
         for name, found in report["endpoints"].items():
             known = endpoints.setdefault(name, {})
             for key, value in found.items():
-                add = isinstance(value, int | float) and not isinstance(value, bool)
-                known[key] = known.get(key, 0) + value if add else value
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    known[key] = value
+                elif key == "usd_hours":
+                    known[key] = max(known.get(key, 0.0), value)
+                else:
+                    known[key] = known.get(key, 0) + value
     newest = reports[0] if reports else {}
     eta: dict[str, Any] = {key: math.nan if value is None else value for key, value in newest.get("eta", {}).items()}
     return Status(
@@ -81,21 +86,30 @@ def of_progress(info: Info, progress: Progress) -> Status:
     )  # fmt: skip
 
 
-def text(found: Status, *, state: str = "") -> list[str]:
-    """As lines for a terminal or a log."""
+def text(found: Status, *, state: str = "", width: int = 80) -> list[str]:
+    """As lines for a terminal or a log, of at most `width` columns unless a word is longer."""
+    folded = []
+    for line in _lines(found, state or found.info.state):
+        label = 11 if line.startswith("  ") and not line.startswith("    ") else 6
+        folded += textwrap.wrap(
+            line, max(40, width), subsequent_indent=" " * label, break_long_words=False, break_on_hyphens=False,
+            drop_whitespace=True, initial_indent="",
+        )  # fmt: skip
+    return folded
+
+
+def _lines(found: Status, state: str) -> list[str]:
     counts, eta = found.counts, found.eta
     failed = f", {counts.failed:,} failed" if counts.failed else ""
     share = 100 * counts.done / counts.total if counts.total else 100.0
-    lines = [
-        f"{found.info.id}  {state or found.info.state}  {counts.done:,} of {counts.total:,} ({share:.1f} %){failed}"
-    ]
-    if found.info.reason and (state or found.info.state) == "paused":
+    lines = [f"{found.info.id}  {state}  {counts.done:,} of {counts.total:,} ({share:.1f} %){failed}"]
+    if found.info.reason and state == "paused":
         lines.append(f"  paused   {found.info.reason}")
     if counts.left and found.runners:
         sustained = f", {_rate(eta.sustained)} sustained over {span(eta.steady_seconds)}" if eta.sustained else ""
         lines.append(f"  rate     {_rate(eta.rate)} now{sustained}")
         lines.append(f"  left     {_left(eta)}")
-    elif counts.left and (state or found.info.state) == "running":
+    elif counts.left and state == "running":
         lines.append(f"  nobody works on it: tollgate batch run {found.info.id}")
     lines.append(f"  tokens   {counts.tokens_in:,} in, {counts.tokens_out:,} out")
     if math.isfinite(found.spent):
@@ -103,9 +117,12 @@ def text(found: Status, *, state: str = "") -> list[str]:
         lines.append(f"  cost     {found.spent:,.2f} $ so far{more}")
     for name, one in sorted(found.endpoints.items()):
         words = f": {one['words']}" if one["words"] else ""
+        lines.append(f"  {name}  {one['state']}, {one['in_flight']} in flight of {one['limit']}{words}")
+        usd = (one.get("usd_hours") or 0.0) + (one.get("usd_tokens") or 0.0)
+        rate = f" at {_rate(one['rate'])}" if one.get("rate") else ""
         lines.append(
-            f"  {name}  {one['state']}, {one['in_flight']} in flight of {one['limit']}, {one['ok']:,} answered, "
-            f"{one['failed']:,} failed{words}"
+            f"      {one['ok']:,} answered{rate}, {one['failed']:,} failed, {one['tokens_out']:,} tokens"
+            + (f", {usd:,.2f} $" if usd else "")
         )
     if found.errors:
         lines.append("  failures " + ", ".join(f"{code} {number:,}" for code, number in sorted(found.errors.items())))

@@ -25,6 +25,7 @@ _STALE_SECONDS = 0.1
 class EndpointSettings:
     """One service that answers inputs. `url`: http(s)://host[:port][/prefix]. `slots`: requests at once to begin with, as the
     plan says; `weight` scales the default where no slots are known. `fixed`: keep to `slots`. `model`: replaces every input's.
+    `per_hour`: US dollars, where they are known.
     `api_key` is never stored with the batch."""
 
     url: str
@@ -33,6 +34,7 @@ class EndpointSettings:
     most: int = 1024
     fixed: bool = False
     model: str | None = None
+    per_hour: float | None = None
     api_key: str = field(default="", repr=False)
     headers: tuple[tuple[str, str], ...] = ()
     ca_file: str = ""
@@ -54,7 +56,7 @@ class EndpointSettings:
 
 
 def endpoint_words(text: str) -> dict[str, Any]:
-    """`WHERE[,slots=N][,weight=W][,most=N][,model=NAME]` as a mapping. Raises InputError."""
+    """`WHERE[,slots=N][,weight=W][,most=N][,model=NAME][,per_hour=USD]` as a mapping. Raises InputError."""
     where, *options = text.split(",")
     found: dict[str, Any] = {"where": where}
     for option in options:
@@ -64,14 +66,14 @@ def endpoint_words(text: str) -> dict[str, Any]:
                 found[key] = value
             elif key in ("slots", "most") and int(value) > 0:
                 found[key] = int(value)
-            elif key == "weight" and float(value) > 0:
+            elif key in ("weight", "per_hour") and 0 < float(value) < 1e6:
                 found[key] = float(value)
             else:
                 raise ValueError
         except ValueError:
             raise stacks.InputError(
                 where=f"--endpoint {where}", got=option or "nothing after a comma",
-                allowed="URL or stack, then ,slots=N ,weight=W ,most=N ,model=NAME", fix="correct it",
+                allowed="URL or stack, then ,slots=N ,weight=W ,most=N ,model=NAME ,per_hour=USD", fix="correct it",
             ) from None  # fmt: skip
     return found
 

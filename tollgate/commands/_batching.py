@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,10 +83,12 @@ def chosen(
         if not where.startswith(("http://", "https://")):
             found = _stack(where, like)
             url, slots, model = found.url, slots or found.slots, model or found.model
-            per_hour += found.per_hour
+            hourly: float | None = one.get("per_hour", found.per_hour)
             expected += found.rate
         else:
-            known = planned = False
+            hourly, planned = one.get("per_hour"), False
+        known = known and hourly is not None
+        per_hour += hourly or 0.0
         slots = concurrency or slots
         if share is not None and slots is None:
             raise stacks.InputError(
@@ -96,8 +99,8 @@ def chosen(
         endpoints.append(
             batch.EndpointSettings(
                 url=url, slots=capped or slots, weight=one.get("weight", 1.0), most=capped or one.get("most", 1024),
-                fixed=concurrency is not None, model=model, api_key=api_key, headers=tuple(headers), ca_file=ca_file,
-                insecure=insecure,
+                fixed=concurrency is not None, model=model, per_hour=hourly, api_key=api_key,
+                headers=tuple(headers), ca_file=ca_file, insecure=insecure,
             )
         )  # fmt: skip
     return Chosen(
@@ -170,21 +173,34 @@ def extra(given: Sequence[str], priority: int | None) -> dict[str, Any]:
 
 
 def at_once(
-    queue: batch.Queue, found: Chosen, prices: batch.Prices, until: float | None, budget: float | None
+    queue: batch.Queue,
+    like: Typical,
+    expected: float | None,
+    prices: batch.Prices,
+    until: float | None,
+    budget: float | None,
 ) -> list[str]:
-    """What the plan says before anything is measured: expectations, and promises that cannot be kept."""
-    if found.expected is None:
+    """What is known before anything is measured, by the plan and by the inputs: expectations, promises that cannot be kept."""
+    counts, busy = queue.counts(), queue.info().busy
+    by_tokens = prices.per_million_in is not None or prices.per_million_out is not None
+    if not counts.left or (expected is None and (not by_tokens or prices.per_hour is not None)):
+        # Nobody knows how long it takes, and hours cost.
         return []
-    counts = queue.counts()
-    seconds = counts.left / found.expected
-    why = "by the plan, nothing is measured yet"
-    eta = batch.Eta(seconds=seconds, low=seconds / 2, high=seconds * 2, sustained=found.expected, because=why)
-    cost = prices.cost((queue.info().busy + seconds) / 3600, counts.tokens_in, counts.tokens_out)
-    spent = prices.cost(queue.info().busy / 3600, counts.tokens_in, counts.tokens_out)
-    said = [
-        f"by the plan {found.expected:,.2f} requests/s: about {batch.span(seconds)}"
-        + (f" and {cost:,.2f} $" if prices.known else "")
-    ]
+    seconds = counts.left / expected if expected is not None else math.nan
+    more = prices.cost(
+        0.0 if math.isnan(seconds) else seconds / 3600,
+        counts.left * like.prompt_tokens,
+        counts.left * like.output_tokens,
+    )
+    spent = prices.cost(busy / 3600, counts.tokens_in, counts.tokens_out)
+    cost = spent + more
+    words = [f"{expected:,.2f} requests/s by the plan, about {batch.span(seconds)}"] if expected is not None else []
+    if prices.known:
+        lengths = " by the length of the inputs and their max_tokens" if by_tokens else ""
+        words.append(f"about {more:,.2f} ${lengths}")
+    said = ["expected: " + "; ".join(words)]
+    why = "nothing is measured yet"
+    eta = batch.Eta(seconds=seconds, low=seconds / 2, high=seconds * 2, sustained=expected or 0.0, because=why)
     left = until - time.time() if until is not None else None
     return said + [
         f"WARNING: {words}"
@@ -195,11 +211,44 @@ def at_once(
 
 
 def prices(settings: Mapping[str, Any], per_hour: float | None) -> batch.Prices:
-    """As given at submission; dollars per hour by the plans of the stacks where they were not."""
+    """As given at submission; dollars per hour of the endpoints, by their plans where they are stacks, where they were not."""
     known = dict(settings.get("prices") or {})
     if known.get("per_hour") is None:
         known["per_hour"] = per_hour
     return batch.Prices(**known)
+
+
+def hourly(endpoints: Iterable[Mapping[str, Any]]) -> float | None:
+    """Dollars of all of them; None where that is not known of every one."""
+    total = None
+    for one in endpoints:
+        found = one.get("per_hour")
+        if found is None and not str(one["where"]).startswith(("http://", "https://")):
+            import planner
+
+            try:
+                found = planner.plan(stacks.load_stack(str(one["where"]))).cost_per_hour_expected_usd
+            except stacks.TollgateError:
+                # It was there at submission; what it answered is there still.
+                return None
+        if found is None:
+            return None
+        total = (total or 0.0) + float(found)
+    return total
+
+
+def told(queue: batch.Queue, given: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """The same at submission, as far as it can be told: a stack may not be up yet."""
+    like = typical(queue)
+    try:
+        found = chosen(
+            given, api_key="", headers=(), ca_file="", insecure=False, concurrency=None, share=None, like=like
+        )
+    except stacks.TollgateError:
+        found = Chosen(endpoints=[])
+    return at_once(
+        queue, like, found.expected, prices(settings, found.per_hour), settings.get("deadline"), settings.get("budget")
+    )
 
 
 def as_settings(given: batch.Prices) -> dict[str, Any]:

@@ -37,7 +37,10 @@ Id = Annotated[str, typer.Argument(metavar="BATCH", help="Its id, or how it begi
 Endpoints = Annotated[
     list[str] | None,
     typer.Option(
-        "--endpoint", "-e", metavar="URL|STACK[,slots=N,…]", help="Who answers; repeatable: shared by capacity."
+        "--endpoint",
+        "-e",
+        metavar="URL|STACK[,slots=N,per_hour=USD,…]",
+        help="Who answers; repeatable: shared by capacity.",
     ),
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="jsonl, csv, parquet; auto: by the file's name.")]
@@ -124,7 +127,10 @@ def submit(
     )  # fmt: skip
     counts = queue.counts()
     failed = f", {counts.failed:,} of them are no requests" if counts.failed else ""
-    Console(stderr=True).print(Text(f"{counts.total:,} inputs{failed}; run them: tollgate batch run {queue.id}"))
+    console = Console(stderr=True)
+    for line in batching.told(queue, given, settings):
+        console.print(Text(line))
+    console.print(Text(f"{counts.total:,} inputs{failed}; run them: tollgate batch run {queue.id}"))
     typer.echo(queue.id)
 
 
@@ -165,15 +171,16 @@ def run(
     queue = room.open_queue(_store(store), id)
     info = queue.info()
     given = [room.endpoint_words(text) for text in endpoint or []] or list(info.settings.get("endpoints") or [])
+    like = batching.typical(queue)
     found = batching.chosen(
         given, api_key=api_key, headers=[benching.header(text) for text in header or []], ca_file=ca_file,
-        insecure=insecure, concurrency=concurrency, share=share, like=batching.typical(queue),
+        insecure=insecure, concurrency=concurrency, share=share, like=like,
     )  # fmt: skip
     prices = batching.prices(info.settings, found.per_hour)
     until = batching.deadline(deadline) or info.settings.get("deadline")
     most = budget if budget is not None else info.settings.get("budget")
     console = Console(stderr=True, soft_wrap=True)
-    for line in batching.at_once(queue, found, prices, until, most):
+    for line in batching.at_once(queue, like, found.expected, prices, until, most):
         console.print(Text(line))
     settings = room.RunSettings(
         tries=tries, timeout=timeout, stop_after=stop_after, patience=patience, prices=prices, deadline=until, budget=most
@@ -323,7 +330,9 @@ def _change(store: str | None, id: str, state: room.State, *, reason: str = "") 
 def results(id: Id, store: Store = None, output: Output = "-", errors: Errors = None) -> None:
     """Write what has been answered until now, in the order of the input; failures apart with --errors."""
     queue = room.open_queue(_store(store), id)
-    good, failed = room.write(queue, output or "-", errors, prices=batching.prices(queue.info().settings, None))
+    settings = queue.info().settings
+    known = batching.prices(settings, batching.hourly(settings.get("endpoints") or []))
+    good, failed = room.write(queue, output or "-", errors, prices=known)
     apart = "" if errors or not failed else " (--errors FILE writes them)"
     Console(stderr=True).print(Text(f"{good:,} answers, {failed:,} failures{apart}, {queue.counts().left:,} left"))
 
@@ -351,7 +360,10 @@ def job(
     spot: Annotated[bool, typer.Option("--spot", help="On spot machines of GKE.")] = False,
 ) -> None:
     """Print a Kubernetes Job whose pods work on a batch together: tollgate batch job … | kubectl apply -f -"""
-    found = room.job(
+    # Late: the other commands need no templates.
+    import values
+
+    found = values.batch_job(
         id, endpoints=endpoint or [], pods=pods, input=input, model=model, template=template, store=store, secret=secret,
         namespace=namespace, spot=spot, shards=shards, credentials=credentials, service_account=service_account,
     )  # fmt: skip

@@ -135,7 +135,7 @@ async def main(a):
     Server.options = {"delay": a.delay, "key": a.key}
     if a.log:
         Server.log = os.open(a.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", a.port, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(Server, a.host, a.port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.wait_for(server.serve_forever(), a.life)
 
@@ -160,6 +160,7 @@ def supervise(a):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--key", default="")

@@ -13,10 +13,10 @@ from typing import Any
 
 import stacks
 
-from ._metrics import METRICS_PORT
-from ._stores import is_bucket
-
-IMAGE = "ghcr.io/tollgate/bench:0.1.0"
+# What the runner's metrics are called, and where a pod of ours serves them.
+BACKLOG_METRIC = "tollgate_batch_left"
+_METRICS_PORT = 9464
+_IMAGE = "ghcr.io/tollgate/bench:0.1.0"
 _GRACE_SECONDS = 20
 # What GKE leaves a pod when a spot machine is taken away is about 25 s; it must be enough for the last commit as well.
 _SPOT_GRACE_SECONDS = 10
@@ -25,10 +25,10 @@ _MOST_PODS, _MOST_SHARDS = 1000, 10_000
 _SPOT = "cloud.google.com/gke-spot"
 
 
-def job(
+def batch_job(
     batch: str, *, endpoints: Sequence[str], pods: int, input: str | None = None, model: str | None = None,
     template: str | None = None, store: str | None = None, secret: str | None = None, shards: int | None = None,
-    credentials: str | None = None, service_account: str | None = None, namespace: str = "default", image: str = IMAGE,
+    credentials: str | None = None, service_account: str | None = None, namespace: str = "default", image: str = _IMAGE,
     spot: bool = False, node_selector: Mapping[str, str] | None = None, tolerations: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The Job `batch-<batch>`, as `kubectl apply` takes it.
@@ -49,16 +49,16 @@ def job(
             where="--pods and --endpoint", got=f"{pods} pods, {len(endpoints)} endpoints",
             allowed=f"1 to {_MOST_PODS} pods, at least one endpoint", fix="say both",
         )  # fmt: skip
-    bucket = store is not None and is_bucket(store)
+    bucket = store is not None and store.startswith(stacks.BUCKET_SCHEMES)
     if shards is not None and (not bucket or not 1 <= shards <= _MOST_SHARDS):
         raise stacks.InputError(
             where="--shards", got=str(shards), allowed=f"1 to {_MOST_SHARDS}, and only with --store s3://… or gs://…",
             fix="leave it out: elsewhere pods share a batch by leases",
         )  # fmt: skip
-    name = name_of(batch)
+    name = _name(batch)
     indexes = (shards or pods) if bucket else pods
     grace = _SPOT_GRACE_SECONDS if spot else _GRACE_SECONDS
-    arguments = ["batch", batch, "--grace", str(grace), "--metrics-port", str(METRICS_PORT)]
+    arguments = ["batch", batch, "--grace", str(grace), "--metrics-port", str(_METRICS_PORT)]
     for key, value in (("--input", input), ("--model", model), ("--template", template)):
         arguments += [key, value] if value is not None else []
     if bucket and input is not None:
@@ -74,7 +74,7 @@ def job(
     container: dict[str, Any] = {
         "name": "runner", "image": image, "args": arguments,
         "env": [where, {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "ports": [{"name": "metrics", "containerPort": _METRICS_PORT}],
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }  # fmt: skip
@@ -95,7 +95,7 @@ def job(
     if every := [*map(dict, tolerations), *taints]:
         pod["tolerations"] = every
     labels = {"app.kubernetes.io/name": "tollgate-batch", "tollgate.dev/batch": name}
-    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(_METRICS_PORT)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -118,6 +118,12 @@ def job(
     }
 
 
-def name_of(batch: str) -> str:
-    """Of its Job."""
+def _name(batch: str) -> str:
     return "batch-" + "".join(c if c.isalnum() else "-" for c in batch.lower()).strip("-")
+
+
+def backlog_query(namespace: str, batch: str) -> str:
+    """PromQL: how many inputs of a batch wait. Runners that share a queue all say the same of it; those of shards each say
+    their own. One series always, 0 while nobody works on it: then nobody would ask an engine either."""
+    of = f'namespace="{namespace}",batch="{batch}"'
+    return f"sum(max by (shard) ({BACKLOG_METRIC}{{{of}}})) or vector(0)"
