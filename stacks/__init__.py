@@ -43,6 +43,7 @@ from ._models import (
     Traffic,
 )
 from ._scaling import Autoscaling, Query
+from ._visitors import foreign
 from ._yaml import line_of, read_mapping
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "bucket_words",
     "canonical_json",
     "digest",
+    "foreign",
     "line_of",
     "load_pipeline",
     "load_release",

@@ -35,6 +35,7 @@ COMMANDS = {
     "promote": "Let a stack's release into the next stack.",
     "approve": "Sign an approval or a limited override of a release.",
     "rollback": "Return a stack to the release it ran before.",
+    "ui": "A local page over pipeline, plan, history, results and batches.",
     "demo": "The whole loop on the embedded cluster, in about three minutes.",
 }
 
