@@ -181,6 +181,12 @@ def _placeholders(stack: stacks.Stack) -> None:
         prices[key] = known
 
 
+def _read_once() -> None:
+    """Several components of a stack, and all stacks, read the same files, which stay as they are while this process lives."""
+    for name in ("load_pipeline", "load_release", "load_stack"):
+        setattr(stacks, name, functools.cache(getattr(stacks, name)))
+
+
 def _plain(value: Any) -> Any:
     """What JSON can carry; unknown values become null."""
     if isinstance(value, dict):
@@ -200,6 +206,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if light:
         _light.install()
+        _read_once()
     # A short life in which little becomes garbage.
     gc.disable()
     days = json.loads(os.environ.get(DAYS_VARIABLE, "{}"))
