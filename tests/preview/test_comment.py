@@ -303,3 +303,11 @@ def test_the_command_puts_what_another_job_found_on_the_pull_request_and_exits_w
     (entry,) = forge.comments
     assert "no preview: no such base" in entry["body"]
     assert CliRunner().invoke(app, ["--from", str(found), "--comment", "gitea"]).exception is not None
+
+
+def test_a_document_too_large_to_be_ours_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "preview.json"
+    with path.open("wb") as file:
+        file.truncate(60_000_000)
+    with pytest.raises(stacks.InputError, match=r"60000000 bytes"):
+        command._text(path)

@@ -15,6 +15,8 @@ import typer
 
 import stacks
 
+_MOST_BYTES = 50_000_000
+
 
 def preview(
     names: Annotated[list[str] | None, typer.Argument(metavar="[STACK]...", help="Default: every stack.")] = None,
@@ -305,6 +307,9 @@ def _write(text: str, out: Path | None) -> None:
 
 def _text(path: Path) -> str:
     try:
+        # It comes from a job that ran anybody's code.
+        if path.stat().st_size > _MOST_BYTES:
+            raise OSError(f"{path.stat().st_size} bytes, more than {_MOST_BYTES}")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise stacks.InputError(where="--from", got=str(error), allowed="a readable file", fix="name another") from None
