@@ -164,8 +164,14 @@ class PacedEngine(Scheduler):
         if self._step:
             self._put(tick + self._step, further)
         else:
+            itl, buckets = self.itl, self._buckets
             for seq in further:
-                self._put(-int(-(seq.first + seq.made * self.itl) * _TICKS + _BIT), [seq])
+                due = -int(-(seq.first + seq.made * itl) * _TICKS + _BIT)
+                later = buckets.get(due)
+                if later is not None:
+                    later.append(seq)
+                else:
+                    self._put(due, [seq])
 
     def _token(self, seq: Sequence) -> None:
         when = seq.last

@@ -196,18 +196,30 @@ def test_a_prompt_that_was_seen_before_is_mostly_cached(clock: Clock) -> None:
     assert stats.values[stats.prefix_hits] == 1584
 
 
+@pytest.mark.parametrize("itl", [0.0203, 0.02])
 @pytest.mark.parametrize("streams", [True, False])
-def test_fixed_latencies_are_kept_exactly_and_do_not_drift(clock: Clock, streams: bool) -> None:
+def test_fixed_latencies_are_kept_exactly_and_do_not_drift(clock: Clock, streams: bool, itl: float) -> None:
+    """Also where tokens are whole milliseconds apart, which is simpler to serve."""
     loop: Any = clock
     stats = Stats(2048)
-    made = PacedEngine(options(sim=Sim(ttft=0.2, itl=0.0203)), stats, loop)
-    sink = Sink()
+    made = PacedEngine(options(sim=Sim(ttft=0.2, itl=itl)), stats, loop)
+    sent: list[float] = []
+
+    class Timed(Sink):
+        def on_token(self, seq: Sequence) -> None:
+            super().on_token(seq)
+            sent.append(clock.now)
+
+    sink = Timed()
     seq = Sequence(sink, 10, 101, streams=streams)
     made.submit(seq)
     clock.run(late=0.0004)
     assert seq.first - 100.0 == pytest.approx(0.2)
-    assert seq.last - 100.0 == pytest.approx(0.2 + 100 * 0.0203)
+    assert seq.last - 100.0 == pytest.approx(0.2 + 100 * itl)
     assert len(sink.tokens) == (101 if streams else 1)
+    # Within a timer's millisecond, and that for each token alone.
+    assert all(-0.0007 < at - (100.2 + itl * number) < 0.0015 for number, at in enumerate(sent))
+    assert len(sent) == (100 if streams else 0)
     assert sum(stats.values[stats.itl.at : stats.itl.sum]) == 100
     assert stats.values[stats.generation_tokens] == 101
 
