@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import IO, Any, Literal
@@ -61,8 +62,10 @@ def read(location: str, recipe: Recipe, format: Format = "auto") -> Iterator[Inp
     """
     kind = _kind(location) if format == "auto" else format
     make = _Maker(recipe)
-    with reading(location) as file:
-        rows = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind](file, location)
+    with (
+        reading(location) as file,
+        contextlib.closing({"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind](file, location)) as rows,
+    ):
         for number, row in rows:
             if isinstance(row, BadRow):
                 yield row
@@ -87,7 +90,7 @@ def _kind(location: str) -> Literal["jsonl", "csv", "parquet"]:
     )  # fmt: skip
 
 
-_Rows = Iterator[tuple[int, "dict[str, Any] | BadRow"]]
+_Rows = Generator[tuple[int, "dict[str, Any] | BadRow"]]
 
 
 def _jsonl(file: IO[bytes], location: str) -> _Rows:

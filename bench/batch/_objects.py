@@ -85,4 +85,8 @@ class Objects:
         except (FileNotFoundError, FileExistsError):
             raise
         except stacks.bucket_failures() as error:
-            raise DatabaseTrouble(f"{self.location}: cannot be {done}: {stacks.bucket_words(error)}") from None
+            words = stacks.bucket_words(error)
+            if "169.254.169.254" in words or "metadata.google.internal" in words:
+                # Where a machine of the cloud finds its own; elsewhere this is what asking without any looks like.
+                words = "no credentials in the environment\n  fix: set what the cloud's own tools read (AWS_ACCESS_KEY_ID, …)"
+            raise DatabaseTrouble(f"{self.location}: cannot be {done}: {words}") from None

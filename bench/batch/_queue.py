@@ -13,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
@@ -72,12 +72,6 @@ class Queue:
         self.database, self.id = database, id
         # Of a batch in shards: which one this is, in words.
         self.part = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the database."""

@@ -156,14 +156,19 @@ def _fill(
     database.load("item", ("seq", "custom_id", "path", "body"), rows())
     if bad and not skip_bad:
         _, worst = bad[0]
-        more = (
-            f"{len(bad) - 1}{' or more' if len(bad) == _MOST_SHOWN else ''} further lines are none either; "
-            if bad[1:]
-            else ""
-        )
+        fix = "correct it, or say --skip-bad to have it listed as failed"
+        if bad[1:]:
+            number_more = f"{len(bad) - 1}{' or more' if len(bad) == _MOST_SHOWN else ''}"
+            same = len({one.got for _, one in bad}) == 1
+            # What is wrong with every line is seldom the file.
+            fix = (
+                f"the same is said of {number_more} further lines: correct the options, or the file"
+                if same
+                else f"{number_more} further lines are none either; correct them, or say --skip-bad to have them listed as failed"
+            )
         raise stacks.InputError(
             where=f"{source}, line {worst.number}", got=worst.got, allowed=worst.allowed,
-            fix=f"{more}correct them, or say --skip-bad to have them listed as failed",
+            fix=fix,
         )  # fmt: skip
     if not number:
         raise stacks.InputError(where=source, got="no requests", allowed="at least one", fix="is it the right file?")
