@@ -142,7 +142,8 @@ def _touched(root: Path, folder: Path, base: str, names: Sequence[str]) -> set[s
             own.add(path.name.removeprefix("Pulumi.").removesuffix(".yaml"))
         elif not (
             name in _IDLE_FILES
-            or name.endswith(_IDLE_ENDINGS)
+            # A chart's digest is over all of its files.
+            or (name.endswith(_IDLE_ENDINGS) and not name.startswith("charts/"))
             or name.startswith(tuple(f"{one}/" for one in _IDLE_FOLDERS))
         ):
             return set(names)

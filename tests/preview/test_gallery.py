@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from decimal import Decimal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import preview as room
+from preview._evaluate import _touched
 from tollgate.commands.preview import collect
 
 pytestmark = pytest.mark.timeout(400)
@@ -23,6 +25,13 @@ HERE = Path(__file__).resolve().parents[2]
 L4, SPOT, A100, E2 = Decimal("0.8536"), Decimal("0.3406"), Decimal("3.6734"), Decimal("0.13402284")
 FEE, NAT, ADDRESS = Decimal("0.10"), Decimal("0.0014"), Decimal("0.005")
 GIB = (Decimal("0.10") / 730).quantize(Decimal("1e-12"))
+
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "t",
+    "GIT_AUTHOR_EMAIL": "t@t",
+    "GIT_COMMITTER_NAME": "t",
+    "GIT_COMMITTER_EMAIL": "t@t",
+}
 
 
 def gallery() -> ModuleType:
@@ -221,14 +230,8 @@ def test_a_stack_broken_only_at_the_base_counts_as_new_and_says_so(repository: P
     path = repository / "stacks" / "Pulumi.unchanged.yaml"
     text = path.read_text()
     path.write_text(text.replace("users: 50", "user: 50"))
-    identity = {
-        "GIT_AUTHOR_NAME": "t",
-        "GIT_AUTHOR_EMAIL": "t@t",
-        "GIT_COMMITTER_NAME": "t",
-        "GIT_COMMITTER_EMAIL": "t@t",
-    }
     subprocess.run(
-        ["git", "commit", "-qm", "broken", "--", path], cwd=repository, check=True, env={**os.environ, **identity}
+        ["git", "commit", "-qm", "broken", "--", path], cwd=repository, check=True, env={**os.environ, **IDENTITY}
     )
     path.write_text(text)
     try:
@@ -258,6 +261,30 @@ def test_what_others_merged_since_is_not_shown_as_undone(repository: Path) -> No
         git("update-ref", "-d", "refs/heads/theirs")
     assert [one.status for one in found.stacks] == ["unchanged"]
     assert git("branch", "--show-current") == branch
+
+
+@pytest.mark.parametrize(
+    ("path", "touched"),
+    [
+        ("docs/page.md", set()),
+        ("notes.txt", set()),
+        ("tests/test_it.py", set()),
+        ("stacks/Pulumi.unchanged.yaml", {"unchanged"}),
+        ("stacks/releases/ollama-8.yaml", set()),
+        # Part of the release's digest.
+        ("charts/engine/templates/NOTES.txt", {"unchanged", "max-raised"}),
+        ("components/new.py", {"unchanged", "max-raised"}),
+        ("stacks/pipeline.yaml", {"unchanged", "max-raised"}),
+    ],
+)
+def test_only_what_a_change_can_reach_is_evaluated_twice(tmp_path: Path, path: str, touched: set[str]) -> None:
+    root = gallery().build(tmp_path / "project")
+    subprocess.run(["git", "stash", "--quiet"], cwd=root, check=True, env={**os.environ, **IDENTITY})
+    shutil.copytree(root, tmp_path / "base")
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    with (root / path).open("a") as file:
+        file.write("# more\n")
+    assert _touched(root, tmp_path / "base", "HEAD", ["unchanged", "max-raised"]) == touched
 
 
 def test_limits_of_the_checkout_decide_the_exit_code_and_an_earlier_json_renders_alike(
