@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -149,6 +152,28 @@ class World:
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
+
+    def rewrite(self, path: Path, data: bytes) -> None:
+        """What nobody should be able to: change a file of the store."""
+        path.chmod(0o644)
+        path.write_bytes(data)
+
+    def resign(self, old: bytes, new: bytes) -> None:
+        """Whoever holds the key spells a statement that no program of ours would, and a fresh checkout reads it."""
+        shutil.rmtree(self.root / ".tollgate" / "witness")
+        signer = gate.load_keys(self.root).signer
+        assert signer is not None
+        payload = base64.b64decode(json.loads(self.files()[0].read_bytes())["payload"])
+        assert old in payload
+        payload = payload.replace(old, new)
+        kind = b"application/vnd.in-toto+json"
+        signature = signer.sign(b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
+        envelope = {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": kind.decode(),
+            "signatures": [{"keyid": signer.key_id, "sig": base64.b64encode(signature).decode()}],
+        }
+        self.rewrite(self.files()[0], stacks.canonical_json(envelope))
 
     def criteria(self, text: str) -> None:
         """Give the edge into local-prod these criteria, as in `looks: 2, soak_hours: 1`."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,41 +16,19 @@ import stacks
 OTHER = "sha256:" + "c3" * 32
 
 
-def rewrite(path: Path, data: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(data)
-
-
-def resign(world: Any, old: bytes, new: bytes) -> None:
-    """Whoever holds the key spells a statement that no program of ours would, and a fresh checkout reads it."""
-    shutil.rmtree(world.root / ".tollgate" / "witness")
-    key = gate.load_keys(world.root).signer
-    payload = base64.b64decode(json.loads(world.files()[0].read_bytes())["payload"])
-    assert old in payload
-    payload = payload.replace(old, new)
-    kind = b"application/vnd.in-toto+json"
-    signature = key.sign(b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
-    envelope = {
-        "payload": base64.b64encode(payload).decode(),
-        "payloadType": kind.decode(),
-        "signatures": [{"keyid": key.key_id, "sig": base64.b64encode(signature).decode()}],
-    }
-    rewrite(world.files()[0], stacks.canonical_json(envelope))
-
-
 def tampered(world: Any) -> None:
     world.record(world.result(world.slow))
     envelope = json.loads(world.files()[0].read_bytes())
     statement = base64.b64decode(envelope["payload"]).replace(b'"e2e_p95_seconds":9.9', b'"e2e_p95_seconds":3.9')
     envelope["payload"] = base64.b64encode(statement).decode()
-    rewrite(world.files()[0], stacks.canonical_json(envelope))
+    world.rewrite(world.files()[0], stacks.canonical_json(envelope))
 
 
 def swapped(world: Any) -> None:
     world.record(world.result(world.slow))
     world.record()
     bad, good = (json.loads(path.read_bytes()) for path in world.files())
-    rewrite(world.files()[0], stacks.canonical_json({**bad, "signatures": good["signatures"]}))
+    world.rewrite(world.files()[0], stacks.canonical_json({**bad, "signatures": good["signatures"]}))
 
 
 def replayed(world: Any) -> None:
@@ -72,7 +48,7 @@ def clock_set_back(world: Any) -> None:
 
 def truncated(world: Any) -> None:
     world.record()
-    rewrite(world.files()[0], world.files()[0].read_bytes()[:-20])
+    world.rewrite(world.files()[0], world.files()[0].read_bytes()[:-20])
 
 
 def unreachable(world: Any) -> None:
@@ -99,12 +75,12 @@ def criterion_deleted(world: Any) -> None:
 
 def not_a_number(world: Any) -> None:
     world.record()
-    resign(world, b'"warmup_seconds":2.0', b'"warmup_seconds":NaN')
+    world.resign(b'"warmup_seconds":2.0', b'"warmup_seconds":NaN')
 
 
 def infinite(world: Any) -> None:
     world.record()
-    resign(world, b'"warmup_seconds":2.0', b'"warmup_seconds":1e999')
+    world.resign(b'"warmup_seconds":2.0', b'"warmup_seconds":1e999')
 
 
 def three_requests(world: Any) -> None:

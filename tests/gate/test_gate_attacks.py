@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import multiprocessing
 import os
 import stat
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,51 +18,29 @@ import gate
 import stacks
 
 
-def rewrite(path: Path, data: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(data)
-
-
-def test_a_tampered_statement_is_told_by_its_signature(world: Any) -> None:
-    world.record(world.result(world.slow))
-    path = world.files()[0]
-    envelope = json.loads(path.read_bytes())
-    statement = base64.b64decode(envelope["payload"]).replace(b'"e2e_p95_seconds":9.9', b'"e2e_p95_seconds":3.9')
-    envelope["payload"] = base64.b64encode(statement).decode()
-    rewrite(path, stacks.canonical_json(envelope))
-    world.not_promoted("the signature does not fit the statement")
-
-
 def test_a_swapped_signature_does_not_fit(world: Any) -> None:
     world.record(world.result(world.slow))
     world.record()
     bad, good = world.files()
     envelope, other = json.loads(bad.read_bytes()), json.loads(good.read_bytes())
-    rewrite(bad, stacks.canonical_json({**envelope, "signatures": other["signatures"]}))
+    world.rewrite(bad, stacks.canonical_json({**envelope, "signatures": other["signatures"]}))
     said = r"evidence 000001\.json: bears the signature of 000002\.json; signatures were swapped or copied"
     world.not_promoted(said)
     # Both ways round, too.
-    rewrite(good, stacks.canonical_json({**other, "signatures": envelope["signatures"]}))
+    world.rewrite(good, stacks.canonical_json({**other, "signatures": envelope["signatures"]}))
     world.not_promoted(said)
 
 
 def test_a_signature_by_a_key_of_ones_own_is_not_trusted(world: Any) -> None:
     statement = dict(world.record().entry.statement)
     key = gate.LocalKey(Ed25519PrivateKey.generate())
-    rewrite(world.files()[0], gate.seal(statement, key))
+    world.rewrite(world.files()[0], gate.seal(statement, key))
     world.not_promoted("which this project does not trust")
-
-
-def test_a_truncated_file_is_named(world: Any) -> None:
-    world.record()
-    path = world.files()[0]
-    rewrite(path, path.read_bytes()[:-20])
-    world.not_promoted(r"evidence 000001\.json: cut short: its \d+ bytes end in the middle")
 
 
 def test_an_empty_file_is_named(world: Any) -> None:
     world.record()
-    rewrite(world.files()[0], b"")
+    world.rewrite(world.files()[0], b"")
     world.not_promoted("cut short: its 0 bytes")
 
 
@@ -318,23 +294,6 @@ def test_not_a_number_that_got_past_the_model_never_passes(world: Any, value: fl
     assert line.why == "a run holds a value that is not a finite number"
     with pytest.raises(ValueError, match="not JSON compliant"):
         world.record(result)
-
-
-def test_evidence_that_spells_a_nan_is_refused(world: Any) -> None:
-    world.record()
-    data = world.files()[0].read_bytes()
-    key = gate.load_keys(world.root).signer
-    payload = base64.b64decode(json.loads(data)["payload"]).replace(b'"warmup_seconds":2.0', b'"warmup_seconds":NaN')
-    assert b"NaN" in payload
-    kind = b"application/vnd.in-toto+json"
-    signature = key.sign(b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
-    envelope = {
-        "payload": base64.b64encode(payload).decode(),
-        "payloadType": kind.decode(),
-        "signatures": [{"keyid": key.key_id, "sig": base64.b64encode(signature).decode()}],
-    }
-    with pytest.raises(gate.EvidenceBroken, match="NaN is not a number that evidence may carry"):
-        gate.unseal(stacks.canonical_json(envelope), gate.load_keys(world.root).trusted, "forged")
 
 
 def test_zero_throughput_in_every_run_is_a_failure(world: Any) -> None:
