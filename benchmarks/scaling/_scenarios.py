@@ -6,6 +6,7 @@ import dataclasses
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,9 @@ def measure(
     if failed:
         raise failed[0]
     done = outcome[0]
+    if done.lost:
+        kinds = Counter(one.status for one in done.answers if not one.ok)
+        facts["lost as"] = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     queued = watcher.first(lambda one: one.waiting > 0)
     before = watcher.samples[0].wanted if watcher.samples else 1
     return Report(
