@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-STARTING_SECONDS = 60.0
+STARTING_SECONDS = 90.0
 # Requests/s that each is known to reach about, of those that want to be told a number of requests: not streamed, streamed.
 _ABOUT = {"vllm-bench": (9000, 9000), "inference-perf": (600, 400), "inference-endpoint": (2000, 800)}
 
@@ -64,7 +64,7 @@ def tokenizer(folder: Path) -> None:
 def _guidellm(ask: Ask) -> list[str]:
     endpoint = f"kind=openai_http,target={ask.url},model=tiny,request_format=/v1/chat/completions"
     return [
-        "benchmark", "run", "--backend", f"{endpoint},stream={str(ask.stream).lower()}",
+        "run", "--backend", f"{endpoint},stream={str(ask.stream).lower()}",
         "--profile", f"kind=concurrent,streams={ask.connections}",
         "--constraint", f"kind=max_duration,seconds={ask.seconds:.0f}",
         "--tokenizer", f"kind=huggingface_auto,model={ask.tokenizer}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -33,10 +35,13 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;white-space:normal}.good{color:var(--good)}.bad{color:var(--bad)}
 .heatmap td,.heatmap th{text-align:center;border:2px solid var(--bg)}.heatmap b,.heatmap small{display:block}
-.heatmap caption{text-align:left;white-space:normal;font-size:.85rem}.heatmap small{color:var(--dim);font-size:.8em}
+.heatmap small{color:var(--dim);font-size:.8em}
 .heat{background:color-mix(in srgb,var(--c1) calc(var(--heat)*42%),var(--card))}.heat small{color:var(--fg);opacity:.85}
 .best{outline:2px solid var(--good);outline-offset:-3px;border-radius:6px}
 .note{border-left:4px solid var(--bad);padding:.4rem .8rem;margin:.6rem 0;background:var(--card)}
+details{margin:.8rem 0}summary{cursor:pointer;color:var(--dim)}
+@media(max-width:600px){body{padding:.8rem}svg text{font-size:16px}th,td{padding:.3rem .35rem}td.why{min-width:7rem}
+.heatmap td,.heatmap th{font-size:.8rem;padding:.25rem .1rem}}
 .note.mild{border-left-color:var(--c5)}
 """ + "".join(
     f".c{n}{{stroke:var(--c{n})}}.key i.c{n}{{border-top-color:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
@@ -45,6 +50,7 @@ th:first-child,td:first-child{text-align:left;white-space:normal}.good{color:var
 
 _TILES = ("requests_per_second", "output_tokens_per_second", "ttft_p95_seconds", "itl_p95_seconds", "e2e_p95_seconds",
           "error_rate")  # fmt: skip
+_BARS = 40
 _SHARES = [number / 200 for number in range(1, 200)] + [0.999]
 
 
@@ -90,7 +96,9 @@ def _one(result: Result, heading: str) -> str:
         parts.append('<div class="tiles">')
         parts += [f'<div class="tile"><span class="dim">{escape(w)}</span><b>{escape(v)}</b></div>' for w, v in tiles]
         parts.append("</div>")
-    parts.append(_table(result))
+    table = _table(result)
+    # Beside others the figures stand in the comparison.
+    parts.append(f"<details><summary>All figures</summary>{table}</details>" if heading else table)
     drawn = [run for run in (*valid_runs(result), *result.runs) if run.series][:1]
     for run in drawn:
         parts.append(f'<h2>Run {result.runs.index(run) + 1} over time</h2><div class="charts">{_over_time(run)}</div>')
@@ -169,6 +177,30 @@ def merged(result: Result, family: str) -> Histogram | None:
     return whole if whole.count else None
 
 
+def _edges(wholes: Sequence[Histogram]) -> list[float]:
+    """Borders of at most forty equal steps of the logarithm that hold all that is above zero."""
+    rows = [row for whole in wholes for row in whole.rows() if row[1] > 0]
+    if not rows:
+        return []
+    low, high = math.log(min(row[0] for row in rows)), math.log(max(row[1] for row in rows))
+    # No finer than the buckets are, four at least, or their borders would show as teeth.
+    count = max(1, min(_BARS, int((high - low) / 0.04)))
+    return [math.exp(low + (high - low) * i / count) for i in range(count + 1)]
+
+
+def _steps(whole: Histogram, edges: Sequence[float]) -> list[tuple[float, float]]:
+    """The outline of a histogram's bars, in percent of all."""
+    heights = [0.0] * max(1, len(edges) - 1)
+    for above, to, count in whole.rows():
+        if to > 0 and len(edges) > 1:
+            heights[min(len(heights) - 1, max(0, bisect.bisect(edges, math.sqrt(above * to)) - 1))] += count
+    points = [(edges[0], 0.0)] if edges else []
+    for left, right, height in zip(edges, edges[1:], heights, strict=False):
+        share = height / whole.count * 100
+        points += [(left, share), (right, share)]
+    return [*points, (edges[-1], 0.0)] if edges else []
+
+
 def _together(results: Sequence[Result]) -> str:
     """Distributions, and latency against throughput, of all results in the same pictures."""
     parts, names = [], names_of(results)
@@ -177,22 +209,23 @@ def _together(results: Sequence[Result]) -> str:
         ("itl_seconds", "Between tokens"),
         ("e2e_seconds", "End to end"),
     ):
-        lines = []
-        for number, result in enumerate(results):
-            whole = merged(result, family)
-            if whole is not None:
-                points = [(whole.quantile(share), share * 100) for share in _SHARES]
-                lines.append(Line(name=names[number], points=[p for p in points if p[0] > 0], colour=number % 6 + 1))
-        parts.append(
-            chart(
-                lines,
-                title=f"{words}: share of all below",
-                x_label="",
-                y_form=lambda y: f"{y:g} %",
-                x_form=axis_seconds,
-                log_x=True,
+        known = [
+            (number, whole) for number, result in enumerate(results) if (whole := merged(result, family)) is not None
+        ]
+        below = [
+            Line(
+                name=names[number],
+                points=[p for p in ((whole.quantile(share), share * 100) for share in _SHARES) if p[0] > 0],
+                colour=number % 6 + 1,
             )
-        )
+            for number, whole in known
+        ]
+        edges = _edges([whole for _, whole in known])
+        bars = [Line(name=names[n], points=_steps(whole, edges), colour=n % 6 + 1) for n, whole in known]
+        for title, lines in ((f"{words}: how many took so long", bars), (f"{words}: share of all below", below)):
+            parts.append(
+                chart(lines, title=title, x_label="", y_form=lambda y: f"{y:g} %", x_form=axis_seconds, log_x=True)
+            )
     dots = []
     for number, result in enumerate(results):
         points = [

@@ -106,8 +106,9 @@ def _heat(matrix: Matrix) -> str:
             )
         rows.append(f"<tr>{''.join(row)}</tr>")
     return (
-        f'<div class="scroll"><table class="heatmap"><caption class="dim">Sustained requests/s; below it the 95th percentile '
-        f"end to end, or the errors, and the GPU memory where it is known</caption><thead><tr><th>Batch \\ workers</th>{heads}"
+        '<p class="dim">Sustained requests/s; below it the 95th percentile end to end, or the errors, and the GPU memory where '
+        'it is known</p><div class="scroll"><table class="heatmap">'
+        f"<thead><tr><th>Batch \\ workers</th>{heads}"
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 12, 42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,9 @@ def chart(
     low, high = forward(min(xs)), forward(max(xs))
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
+    if any(line.dots for line in lines):
+        # A dot on the border is half a dot.
+        low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
     top = _nice(max([*ys, 1e-12]))
 
     def px(x: float) -> float:
@@ -65,8 +68,8 @@ def chart(
         parts.append(f'<text x="{_LEFT - 6}" y="{py(value) + 4:.1f}" text-anchor="end">{escape(y_form(value))}</text>')
     for x in _ticks(min(xs), max(xs), log_x):
         text = (x_form or _plain)(x)
-        parts.append(f'<text x="{px(x):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{escape(text)}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<text x="{px(x):.1f}" y="{_HEIGHT - 23}" text-anchor="middle">{escape(text)}</text>')
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
     for line in lines:
         style = f'class="line c{line.colour}{" dashed" if line.dashed else ""}"'
         for stretch in _stretches(line.points, log_x):

@@ -12,6 +12,7 @@ import pytest
 import stacks
 from bench import report
 from bench.load import Histogram
+from bench.report._html import _edges, _steps
 from bench.results import Result, Run
 
 
@@ -75,8 +76,22 @@ def test_the_page_needs_no_network_and_is_well_formed() -> None:
     assert balance.links == []
     assert "url(" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 10
+    # Four over time for each; of each of the families a histogram and the share below; latency against rate.
+    families = page.count("how many took so long</figcaption>")
+    assert families == page.count("share of all below</figcaption>") >= 1
+    assert page.count("<svg") == 8 + 2 * families + 1
     assert "nan" not in page.lower().replace("stack-name", "")
+
+
+def test_the_bars_of_a_histogram_hold_every_request_once() -> None:
+    whole = Histogram.of([0.01] * 70 + [0.1] * 20 + [1.0] * 10)
+    edges = _edges([whole, Histogram.of([5.0])])
+    points = _steps(whole, edges)
+    # Each bar is two points of its height; together they are all there is.
+    assert sum(height for _, height in points) / 2 == pytest.approx(100)
+    assert max(height for _, height in points) == pytest.approx(70)
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert _edges([]) == _steps(Histogram(), []) == []
 
 
 def test_what_does_not_count_is_said_and_is_in_no_median() -> None:
