@@ -290,6 +290,7 @@ def _around(found: _Found, one: Resource, target: str) -> None:
             found.prices.rate("cluster", region), "no cluster fee is known",
             kind="cluster", name=name, region=region, unit="cluster", quantity=Quantity.fixed(1), note="GKE cluster fee",
         )  # fmt: skip
+        _own_pools(found, one)
     elif kind == "gcp:compute/address:Address":
         found.items.append(
             Item(
@@ -317,6 +318,21 @@ def _around(found: _Found, one: Resource, target: str) -> None:
         found.unpriced.append(Unpriced(name=name, why=_BY_USE[kind]))
     elif kind.startswith(_CLOUDS) and kind not in (_NODE_POOL, _NAT) and not kind.startswith(_FREE):
         found.unpriced.append(Unpriced(name=name, why=f"{kind} is not known here"))
+
+
+def _own_pools(found: _Found, cluster: Resource) -> None:
+    """The nodes that a cluster of another program has of its own, beside its node pools."""
+    name, given = cluster["name"], cluster["inputs"]
+    place = {key: given.get(key) for key in ("location", "nodeLocations")}
+    if given.get("enableAutopilot"):
+        why = "GKE Autopilot bills what pods ask for, which is not counted here"
+        found.unpriced.append(Unpriced(name=f"pods of {name}", why=why))
+    elif given.get("nodePools"):
+        for number, pool in enumerate(given["nodePools"]):
+            _node_pool(found, {"name": f"{name}/{pool.get('name') or number}", "inputs": {**place, **pool}})
+    elif not given.get("removeDefaultNodePool"):
+        own = {key: given.get(key) for key in ("nodeConfig", "initialNodeCount")}
+        _node_pool(found, {"name": f"{name}/default-pool", "inputs": {**place, **own}})
 
 
 _NAT = "gcp:compute/routerNat:RouterNat"

@@ -66,7 +66,7 @@ def resources(nodes: int = 10, slots: int = 8, **given: Any) -> list[dict[str, A
         {
             "type": "gcp:container/cluster:Cluster",
             "name": "cluster",
-            "inputs": {"location": "us-central1"},
+            "inputs": {"location": "us-central1", "removeDefaultNodePool": True},
             "parent": None,
             "protect": True,
         },
@@ -127,6 +127,22 @@ def test_a_pool_of_another_program_is_counted_per_zone_and_as_it_is_made() -> No
     found = room.shape("other", [pool], room.prices())
     assert [found.nodes(level) for level in room.LEVELS] == [2, 2, 8]
     assert found.gpu_pools[0].words == "g2-standard-8, 1 × nvidia-l4, us-central1-a, us-central1-b, on demand"
+
+
+def test_the_nodes_that_a_cluster_brings_itself_are_counted_and_autopilot_is_named() -> None:
+    def cluster(**inputs: Any) -> Shape:
+        kind = "gcp:container/cluster:Cluster"
+        one = {"type": kind, "name": "c", "parent": None, "inputs": {"location": "us-central1-a", **inputs}}
+        return room.shape("other", [one], room.prices())
+
+    default = cluster(initialNodeCount=2, nodeConfig={"machineType": "e2-standard-4"})
+    e2, fee = Decimal("0.13402284"), Decimal("0.10")
+    assert default.hourly("expected") == 2 * e2 + 200 * DISK + fee
+    inline = cluster(nodePools=[{"name": "a", "nodeCount": 3, "nodeConfig": {"machineType": "e2-standard-4"}}])
+    assert [pool.name for pool in inline.pools] == ["c/a"]
+    assert inline.hourly("expected") == 3 * e2 + 300 * DISK + fee
+    assert cluster(removeDefaultNodePool=True, initialNodeCount=1).hourly("expected") == fee
+    assert [entry.name for entry in cluster(enableAutopilot=True).unpriced] == ["pods of c"]
 
 
 def test_an_unknown_resource_of_a_cloud_is_named_and_never_free() -> None:
