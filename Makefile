@@ -31,7 +31,7 @@ unit: lint
 	$(BIN)/pytest -m "not cluster and not browser and not slow"
 
 # Fast tests by which the components must be covered.
-COVERING := tests/components tests/gate/test_benchmark_job.py
+COVERING := tests/components tests/gate/test_benchmark_job.py tests/bench/batch/test_batch_job.py
 
 # With all optional programs: their tests would otherwise have nothing to test. First what covers the components, then the
 # others. In two processes, each with a cluster of its own, because half of the tests wait for something; in the order of the
