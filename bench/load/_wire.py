@@ -213,10 +213,6 @@ class Wire:
             return True
         return not (_ROLE.search(frame) and not self.ollama) and not _SILENT.search(frame)
 
-    def is_error(self, data: bytes) -> bool:
-        """Whether an error stands in the stream."""
-        return _ERROR.search(data) is not None
-
     def reply(self, tail: bytes) -> Reply:
         """Read the end of a complete reply: at most TAIL_BYTES, and all of it when it is shorter."""
         if self.ollama:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -134,3 +135,45 @@ def test_a_rooms_door_names_what_it_shows_in_order(room: str) -> None:
 def test_no_file_is_longer_than_a_person_reads() -> None:
     long = {str(path.relative_to(HERE)): n for path in tracked() if (n := len(path.read_text().splitlines())) > 500}
     assert long == {}
+
+
+# Called by name from outside: by parsers, servers, Pulumi's engine, and the command line's own library.
+_CALLED_BY_OTHERS = re.compile(
+    r"do_[A-Z]+|on_\w+|readinto|pause_writing|resume_writing|exec_module|new_resource|list_commands|format_commands"
+    r"|[A-Z]\w+(?<=[a-z])"
+)
+
+
+def test_no_option_of_a_command_is_dead() -> None:
+    """Every parameter of a command is read in its body."""
+    dead = []
+    for path in tracked():
+        if path.parent != HERE / "tollgate" / "commands":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                read = {name.id for part in node.body for name in ast.walk(part) if isinstance(name, ast.Name)}
+                given = [one.arg for one in (*node.args.args, *node.args.kwonlyargs) if not one.arg.startswith("_")]
+                dead += [
+                    f"{path.name}:{node.lineno} {name}" for name in given if name not in read and "locals" not in read
+                ]
+    assert dead == []
+
+
+def test_no_function_is_named_only_where_it_is_defined() -> None:
+    texts = {path: path.read_text() for path in tracked()}
+    words = Counter(word for text in texts.values() for word in re.findall(r"\w+", text))
+    others = [*(HERE / "tests").rglob("*.py"), *(HERE / "benchmarks").rglob("*.py"), *(HERE / "docs").rglob("*.py")]
+    elsewhere = set(re.findall(r"\w+", "\n".join(path.read_text() for path in others)))
+    dead = [
+        f"{path.relative_to(HERE)}:{node.lineno} {node.name}"
+        for path, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and words[node.name] == 1
+        and not node.decorator_list
+        and not node.name.startswith("__")
+        and not _CALLED_BY_OTHERS.fullmatch(node.name)
+        and node.name not in elsewhere
+    ]
+    assert dead == []
