@@ -152,9 +152,10 @@ def _stated(root: Path, names: Sequence[str], days: Any, book: Path | None) -> l
     import preview as room
 
     prices = room.prices(book)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        planning = pool.submit(_plans, root, names, days)
-        found = [room.from_state(root, name) for name in names]
+    # Two previews at a time: each waits for its engine, its program and its cluster in turn.
+    with ThreadPoolExecutor(max_workers=1) as planner, ThreadPoolExecutor(max_workers=2) as pool:
+        planning = planner.submit(_plans, root, names, days)
+        found = list(pool.map(lambda name: room.from_state(root, name), names))
         plans = planning.result()
     changes = []
     for one in found:
