@@ -7,10 +7,12 @@ Rust. `docs/benchmark.md` says how each was got.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,17 +190,33 @@ def rate(name: str, url: str, *, connections: int, tokens: int, seconds: float, 
         environment: dict[str, Any] = {**os.environ, "OPENAI_API_KEY": "none", "HF_HUB_DISABLE_TELEMETRY": "1"}
         if name != "aiperf":
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        try:
-            done = subprocess.run(
-                [program, *asked(ask)], env=environment, capture_output=True, text=True, cwd=folder, check=False,
-                timeout=3 * ask.seconds + STARTING_SECONDS,
-            )  # fmt: skip
-            return said(out), ""
-        except subprocess.TimeoutExpired:
+        said_nothing, ended = _ran([program, *asked(ask)], environment, folder, 3 * ask.seconds + STARTING_SECONDS)
+        if not ended:
             return math.nan, "did not end in time"
+        try:
+            return said(out), ""
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            lines = (done.stderr or done.stdout).strip().splitlines() if "done" in locals() else []
-            return math.nan, f"{type(error).__name__}: {lines[-1][:160] if lines else error}"
+            return math.nan, f"{type(error).__name__}: {said_nothing or error}"
+
+
+def _ran(command: list[str], environment: dict[str, Any], folder: str, seconds: float) -> tuple[str, bool]:
+    """The last line that it wrote, and whether it ended in time; nothing that it started is left."""
+    with Path(folder, "log").open("w+b") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True
+        )  # fmt: skip
+        try:
+            process.wait(seconds)
+            ended = True
+        except subprocess.TimeoutExpired:
+            ended = False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    return (lines[-1][:160] if lines else ""), ended
 
 
 if __name__ == "__main__":
