@@ -97,7 +97,7 @@ def read_results(path: Path) -> tuple[Measured, ...]:
         try:
             loaded = json.loads(file.read_text(encoding="utf-8"))
             measured = from_result(loaded)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 where=str(file),
                 got=f"{type(error).__name__}: {error}",

@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
@@ -125,7 +125,7 @@ def parse_book(text: str, *, source: str) -> PriceBook:
     if missing:
         raise _bad(source, 1, f"no column {missing[0]}", ", ".join(COLUMNS))
     prices = {}
-    for row in reader:
+    for row in _rows(reader, source):
         line = reader.line_num
         price = Price(
             cloud=row["cloud"],
@@ -144,6 +144,13 @@ def parse_book(text: str, *, source: str) -> PriceBook:
     if not prices:
         raise _bad(source, 1, "no rows", "at least one price")
     return PriceBook(source=source, prices=prices)
+
+
+def _rows(reader: csv.DictReader[str], source: str) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise _bad(source, reader.line_num, str(error), "CSV with short fields") from None
 
 
 def _judge(price: Price, source: str, line: int) -> None:
@@ -170,7 +177,7 @@ def _amount(row: Mapping[str, str | None], column: str, source: str, line: int) 
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal(-1)
-    if not value.is_finite() or not 0 < value < 1_000_000:
+    if not value.is_finite() or not Decimal("1e-6") <= value < 1_000_000:
         raise _bad(source, line, f"{column} {text!r}", "USD per hour above 0")
     return value
 

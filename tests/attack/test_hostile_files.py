@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import planner
 import preview
 import stacks
+import values
 from tests.attack.conftest import CANARY
 
 
@@ -148,9 +151,6 @@ def test_no_name_of_a_stack_or_release_leads_out_of_their_folders(project: Path,
 )
 def test_no_value_of_a_release_leaves_its_place(project: Path, key: str, value: str) -> None:
     """Into a shell, an argument list, a template or a path; some are well-formed and refused by what looks them up."""
-    import planner
-    import values
-
     edit(project / "stacks" / "releases" / "gemma-3-4b-ollama-8.yaml", key, value)
 
     def all_of_it() -> None:
@@ -181,6 +181,39 @@ def test_a_secret_put_into_the_wrong_place_is_not_repeated(project: Path, stack_
     assert "tollgate:" in error.where
 
 
+_BOOK = "cloud,region,machine_type,on_demand_usd_per_hour,spot_usd_per_hour,source,as_of,note\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f"gcp,{'x' * 200_000},m,1,,s,2026,",
+        "gcp,r",
+        "gcp,r,m,inf,,s,2026,",
+        "gcp,r,m,nan,,s,2026,",
+        "gcp,r,m,1e-999999999,,s,2026,",
+        "gcp,r,m,1e999999999,,s,2026,",
+        "gcp,r,m,-1,,s,2026,",
+        "gcp,r,m,1,2,s,2026,",
+        "gcp,r,m,1,,s,2026-13-45,",
+        '"gcp,r,m,1',
+    ],
+    ids=lambda row: row[:24],
+)
+def test_a_hostile_price_book_is_one_clear_error(tmp_path: Path, row: str) -> None:
+    (tmp_path / "book.csv").write_text(_BOOK + row + "\n")
+    assert "line" in refused(lambda: planner.price_book(tmp_path / "book.csv")).where
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "{}", "null", "1", '{"runs": "x"}', '"\\ud800"', ""]
+)
+def test_a_hostile_result_or_preview_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    refused(lambda: planner.read_results(tmp_path / "r.json"))
+    refused(lambda: preview.from_json(text))
+
+
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _VALUES = st.recursive(
     _SCALARS,
@@ -205,8 +238,6 @@ _KEYS = (
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(_KEYS), value=_VALUES)
 def test_no_value_at_all_is_more_than_a_clear_error(project: Path, key: str, value: object) -> None:
-    import yaml
-
     path = project / "stacks" / "Pulumi.fuzz.yaml"
     config = yaml.safe_load((project / "stacks" / "Pulumi.local-dev.yaml").read_text())["config"]
     path.write_text(yaml.safe_dump({"config": {**config, f"tollgate:{key}": value}}, allow_unicode=False))
@@ -224,3 +255,16 @@ def test_no_text_at_all_is_more_than_a_clear_error(project: Path, text: str) -> 
     (project / "stacks" / "releases" / "fuzz.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(stacks.InputError):
         stacks.load_release("fuzz", project)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=_VALUES)
+def test_no_pipeline_at_all_is_more_than_a_clear_error(project: Path, value: object) -> None:
+    path = project / "stacks" / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"stages": [{"stack": "local-dev"}, {"stack": "local-prod", "criteria": value}]}))
+    said = ""
+    try:
+        stacks.load_pipeline(project)
+    except stacks.InputError as error:
+        said = str(error)
+    assert len(said) < 3000
