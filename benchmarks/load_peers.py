@@ -49,7 +49,7 @@ def tokenizer(folder: Path) -> None:
     """A tokenizer of whole words, because theirs would be fetched from the network; written as what it is, JSON."""
     words = [a + b + c + d for a in "bcdfgmp" for b in "aeiou" for c in "lmnrst" for d in "aeiou"]
     vocabulary = {"<unk>": 0, "</s>": 1, **{word: number for number, word in enumerate(words, 2)}}
-    made = {
+    made: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
