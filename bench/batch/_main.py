@@ -96,7 +96,7 @@ def _main(given: argparse.Namespace) -> int:
         print(
             f"{queue.id}  {ending.state}: {ending.counts.ok} answered, {ending.counts.failed} failed; asked {ending.asked}"
         )
-        if ending.state == "running":
+        if ending.stopped or ending.state == "running":
             return 143
         if ending.state == "paused":
             raise stacks.TollgateError(f"batch {queue.id} is paused: {ending.reason}")

@@ -10,6 +10,8 @@ from typing import Any
 from ._forecast import Eta, Prices
 from ._model import Counts, State
 
+STOPPED = "stopped by a signal"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -55,6 +57,11 @@ class Ending:
     counts: Counts
     reason: str
     asked: int
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to, and the batch would go on."""
+        return self.reason == STOPPED and self.state in ("running", "paused")
 
 
 def report_of(found: Progress) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ from ._judge import Finding, Kind
 from ._keeper import Keeper
 from ._model import Block, Counts, Outcome, State, Strike
 from ._owners import this_owner
-from ._progress import Ending, Progress, RunSettings, report_of
+from ._progress import STOPPED, Ending, Progress, RunSettings, report_of
 from ._queue import Queue, Taken
 from ._wire import EndpointSettings
 
@@ -117,15 +117,15 @@ class _Runner:
         self._counts: Counts | None = None
         self._base = 0
         self._busy = 0.0
-        self._began = self._looked = self._answered_at = 0.0
+        self._looked = self._answered_at = 0.0
         self._busy_before = 0.0
 
     async def run(self, *, signals: bool, stop: Callable[[], bool] | None) -> Ending:
         loop = asyncio.get_running_loop()
         self._endpoints = [Endpoint(given, self._ended, timeout=self._settings.timeout) for given in self._given]
-        self._began = self._looked = self._answered_at = monotonic()
+        self._looked = self._answered_at = monotonic()
         self._busy_before = self._queue.info().busy
-        self._forecast = Forecast(self._began)
+        self._forecast = Forecast(0.0)
         self._over = asyncio.Event()
         self._keeper = Keeper(
             self._queue, this_owner(), committed=self._committed, trouble=self._troubled, broken=self._broke,
@@ -167,7 +167,7 @@ class _Runner:
     def _signalled(self) -> None:
         # Told twice: somebody is in a hurry.
         self._hurry = self._stopping
-        self._stop("stopped by a signal")
+        self._stop(STOPPED)
 
     async def _leave(self) -> None:
         """Let what is in flight finish, commit it, give back the leases."""
@@ -394,7 +394,8 @@ class _Runner:
         if self._state == "running":
             self._busy += now - self._looked
         self._looked = now
-        self._forecast.feed(now, max(0, counts.done - self._base))
+        # By the time at work: while somebody has paused the batch, nothing is slow.
+        self._forecast.feed(self._busy, max(0, counts.done - self._base))
         found = self._state_of_things()
         self._last_report = report_of(found)
         if self._progress is not None:

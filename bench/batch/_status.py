@@ -78,8 +78,8 @@ def _number(value: float | None) -> float:
 
 def of_progress(info: Info, progress: Progress) -> Status:
     """The same from a runner in this process."""
-    if progress.part:
-        info = replace(info, id=f"{info.id} ({progress.part})")
+    part = f" ({progress.part})" if progress.part else ""
+    info = replace(info, id=f"{info.id}{part}", state=progress.state)
     return Status(
         info=info, counts=progress.counts, eta=progress.eta, runners=1, spent=progress.spent, cost=progress.cost,
         endpoints=progress.endpoints, errors=progress.errors, trouble=progress.trouble, warnings=progress.warnings,
@@ -105,7 +105,7 @@ def _lines(found: Status, state: str) -> list[str]:
     lines = [f"{found.info.id}  {state}  {counts.done:,} of {counts.total:,} ({share:.1f} %){failed}"]
     if found.info.reason and state == "paused":
         lines.append(f"  paused   {found.info.reason}")
-    if counts.left and found.runners:
+    if counts.left and found.runners and state == "running":
         sustained = f", {_rate(eta.sustained)} sustained over {span(eta.steady_seconds)}" if eta.sustained else ""
         lines.append(f"  rate     {_rate(eta.rate)} now{sustained}")
         lines.append(f"  left     {_left(eta)}")

@@ -180,8 +180,9 @@ def run(
     until = batching.deadline(deadline) or info.settings.get("deadline")
     most = budget if budget is not None else info.settings.get("budget")
     console = Console(stderr=True, soft_wrap=True)
-    for line in batching.at_once(queue, like, found.expected, prices, until, most):
-        console.print(Text(line))
+    if info.state == "running":
+        for line in batching.at_once(queue, like, found.expected, prices, until, most):
+            console.print(Text(line))
     settings = room.RunSettings(
         tries=tries, timeout=timeout, stop_after=stop_after, patience=patience, prices=prices, deadline=until, budget=most
     )  # fmt: skip
@@ -209,13 +210,14 @@ def _ended(
         room.write(queue, output, errors, prices=prices)
     elif ending.state == "done":
         console.print(Text(f"results: tollgate batch results {queue.id} -o FILE --errors FILE"))
-    if ending.state == "paused":
+    if ending.state == "paused" and not ending.stopped:
         raise stacks.TollgateError(
             f"batch {queue.id} is paused: {ending.reason}\n"
             f"  fix: mend the cause, then: tollgate batch resume {queue.id} (--retry-failed asks the failures again)"
         )
-    if ending.state == "running":
-        console.print(Text(f"go on: tollgate batch run {queue.id}"))
+    if ending.state in ("running", "paused"):
+        first = f"tollgate batch resume {queue.id}, then " if ending.state == "paused" else ""
+        console.print(Text(f"go on: {first}tollgate batch run {queue.id}"))
         raise typer.Exit(130)
 
 
@@ -309,7 +311,8 @@ def resume(
         queue.set_state("running")
     found = room.status(queue)
     if found.info.state != "running":
-        raise stacks.TollgateError(f"batch {queue.id} is {found.info.state}")
+        fix = "\n  fix: submit it again" if found.info.state == "cancelled" else ""
+        raise stacks.TollgateError(f"batch {queue.id} is {found.info.state}{fix}")
     typer.echo("\n".join(room.status_text(found)))
 
 

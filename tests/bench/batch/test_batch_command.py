@@ -140,9 +140,18 @@ def test_a_batch_is_watched_paused_resumed_and_cancelled_while_it_runs(
         assert runner.returncode == 130
         assert "go on: tollgate batch run b" in said
         assert "WARNING" in said
+        # Told to stop while somebody has paused it: nothing is wrong, and what comes first is said.
+        runner = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        while json.loads(tollgate("status", "b", "--json").stdout)["runners"] < 1:
+            assert time.monotonic() < end + 20
+        tollgate("pause", "b")
+        runner.send_signal(signal.SIGINT)
+        _, said = runner.communicate(timeout=20)
+        assert runner.returncode == 130
+        assert "go on: tollgate batch resume b, then tollgate batch run b" in said
     finally:
         runner.kill()
-        runner.communicate()
+        runner.wait()
     tollgate("cancel", "b")
     assert "b is cancelled already" in tollgate("cancel", "b", code=1).stderr
     assert "is cancelled" in tollgate("run", "b", code=1).stderr
