@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import components
 import planner
 import stacks
+import values
 from components.autoscaler import autoscaler_of
 from components.autoscaler_check import Live
 from components.engines import EngineArgs, service_for
+from local import tools
 from tests.components.recording import Recording, record
 
 
@@ -78,3 +83,17 @@ def test_a_wrong_query_stops_the_deployment_before_the_object(
     with pytest.raises(Exception, match=r"gives 2 series where KEDA needs one"):
         record(program, into=into)
     assert into.of("ScaledObject") == []
+
+
+def test_a_chart_whose_null_was_lost_on_the_way_renders_no_number_of_replicas(tmp_path: Path) -> None:
+    stack = stacks.load_stack("local-vllm")
+    stack = stack.model_copy(update={"fleet": stack.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=4)})})
+    given = values.render(stack, planner.plan(stack))
+    assert given.pop("replicas") is None
+    (tmp_path / "values.json").write_text(json.dumps(given))
+    chart = values.chart_of(stack.release)
+    command = [str(tools.path("helm")), "template", "engine", str(chart), "-f", str(tmp_path / "values.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (deployment,) = (one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "Deployment")
+    # A number here would set the fleet back at every upgrade, under load.
+    assert "replicas" not in deployment["spec"]
