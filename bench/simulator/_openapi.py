@@ -163,7 +163,6 @@ class _Document:
         answer: Schema,
         *codes: int,
         also: dict[str, Schema] | None = None,
-        method: str = "post",
     ) -> None:
         good = {
             "description": "Successful Response",
@@ -171,7 +170,7 @@ class _Document:
         }
         responses = {"200": good} | {str(code): _json(self.error, "Error") for code in codes}
         content = {"required": True, "content": {"application/json": {"schema": body}}}
-        self._add(path, method, {"operationId": name, "requestBody": content, "responses": responses})
+        self._add(path, "post", {"operationId": name, "requestBody": content, "responses": responses})
 
     def _add(self, path: str, method: str, operation: Schema) -> None:
         if self.secured and path.startswith(("/v1", "/api")):
