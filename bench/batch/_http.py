@@ -102,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             given = self.headers.get("Authorization", "").removeprefix("Bearer ")
             headers = self.headers
-            if why := stacks.foreign(bound=self.address, host=headers.get("Host", ""), origin=headers.get("Origin", "")):
+            if why := stacks.foreign(
+                bound=self.address, host=headers.get("Host", ""), origin=headers.get("Origin", "")
+            ):
                 raise Wrong(403, why)
             if self.key and not hmac.compare_digest(given.encode(), self.key.encode()):
                 raise Wrong(401, "Incorrect API key provided")
