@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint bench tools lock clean help
+.PHONY: demo test unit lint bench soak docs tools lock clean help
 
 help:
-	@echo "make demo | test | unit | lint | bench | tools | lock | clean"
+	@echo "make demo | test | unit | lint | bench | soak | docs | tools | lock | clean"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tollgate needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -42,7 +42,14 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
 
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# Half an hour of load and faults on the embedded cluster.
+soak: tools
+	$(BIN)/python benchmarks/soak.py
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 # Resolves anew within the ranges of pyproject.toml; needs uv.
 lock:
