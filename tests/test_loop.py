@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -41,6 +42,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name in ("Pulumi.local-vllm.yaml", "Pulumi.local-real.yaml"):
             # The other engines only have to turn the loop once: short answers, so that little time holds enough of them.
             text = text.replace("output_tokens: 128", "output_tokens: 16").replace("seconds: 8}", "seconds: 2}")
+        if path.name == "Pulumi.local-vllm.yaml":
+            # vLLM's API asks for a key, in the Job as from everybody.
+            text = text.replace("  tollgate:benchmark:", "  tollgate:serving: {api_key: true}\n  tollgate:benchmark:")
         path.write_text(text.replace("error_rate: 0.01", "error_rate: 0.1"))
     pipeline = root / "stacks" / "pipeline.yaml"
     # Short runs answer fewer requests than the 50 that a p95 asks for by default.
@@ -208,6 +212,7 @@ def test_destroy_leaves_nothing(pulumi: Pulumi, kubectl: Any) -> None:
 
 def test_the_same_loop_turns_with_vllm(pulumi: Pulumi, checkout: Path, kubectl: Any) -> None:
     pulumi("stack", "init", "local-vllm")
+    pulumi("config", "set", "--secret", "secrets:apiKey", "sk-of-the-loop", "-s", "local-vllm")
     pulumi("up", "-s", "local-vllm", "--yes", "--skip-preview")
     assert outputs(pulumi, "local-vllm")["verdict"] in DONE
     shown = kubectl(
@@ -218,6 +223,13 @@ def test_the_same_loop_turns_with_vllm(pulumi: Pulumi, checkout: Path, kubectl: 
     entry = gate.newest(stack, checkout, values.release_digest(stack.release))
     assert entry is not None
     assert gate.result_of(entry).server["engine"] == "vllm"
+    # The key is in its Secret and nowhere else.
+    kept = kubectl("get", "secret", "-n", "local-vllm", "engine-keys", "-o", "jsonpath={.data.api-key}")
+    assert base64.b64decode(kept) == b"sk-of-the-loop"
+    others = kubectl("get", "deployments,pods,jobs,configmaps", "-n", "local-vllm", "-o", "yaml")
+    assert "TOLLGATE_API_KEY" in others
+    told = (others, gate.result_of(entry).model_dump_json(), pulumi("stack", "export", "-s", "local-vllm").stdout)
+    assert not [text for text in told if "sk-of-the-loop" in text or kept in text]
     pulumi("destroy", "-s", "local-vllm", "--yes", "--skip-preview")
 
 
