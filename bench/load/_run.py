@@ -135,6 +135,7 @@ def run(
     alone = one(target, sources(-1)(0), settings.request_timeout)
     say(f"one request alone takes {_short(alone)}")
     done: list[Run] = []
+    machine = Machine(target)
     crews = crews or (lambda _, load, source: Local(orders(target, load, source, settings)))
     with stopped_by_signals(stopper), _raw(settings.raw_file) as raw:
         for number in range(settings.runs):
@@ -145,7 +146,7 @@ def run(
                 load = replace(load, ramp_seconds=min(alone, settings.seconds / 3))
             sending = _Sending(
                 settings=settings, costs=costs or Costs(), number=number, report=report, stopper=stopper,
-                load=load, raw=raw, observer=observer, machine=Machine(target),
+                load=load, raw=raw, observer=observer, machine=machine,
             )  # fmt: skip
             done.append(sending.run(crews(number, load, source)))
     return Result(

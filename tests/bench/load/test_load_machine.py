@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import load
-from bench.load._machine import Machine, pressure, waited
+from bench.load._machine import Machine, _serving, pressure, waited
 
 Serve = Callable[..., str]
 _LISTEN = "import os,socket;os.sched_setaffinity(0,{core});s=socket.create_server(('127.0.0.1',0))\n"
@@ -61,6 +61,20 @@ def test_a_service_that_is_kept_from_its_core_is_known_to_be(
         assert seen["machine_pressure_share"] > 0.25
     (text,) = machine.warnings(seen)
     assert "waited for a core" in text
+
+
+def test_what_a_service_has_started_counts_as_the_service(
+    spinning: Callable[[str], subprocess.Popen[str]],
+) -> None:
+    service = spinning(
+        "import socket,subprocess,sys,time\ns=socket.create_server(('127.0.0.1',0))\n"
+        "child=subprocess.Popen([sys.executable,'-c','input()'],stdin=subprocess.PIPE)\n"
+        "print(s.getsockname()[1],child.pid,flush=True)\ntime.sleep(60)"
+    )
+    assert service.stdout is not None
+    port, child = service.stdout.readline().split()
+    target = load.Target(url=f"http://127.0.0.1:{port}", engine="vllm", model="tiny")
+    assert _serving(target) == tuple(sorted((service.pid, int(child))))
 
 
 def test_what_is_small_and_what_is_elsewhere_is_not_warned_of() -> None:
