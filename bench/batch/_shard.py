@@ -22,11 +22,11 @@ from ._owners import this_owner
 from ._queue import Queue, Step, Taken
 from ._segments import Segments, pack, unpack
 
-_SHIP_SECONDS, _SHIP_BYTES = 5.0, 8 << 20
+_SHIP_SECONDS, _SHIP_BYTES = 5.0, 4 << 20
 _INSERTED = 256
 _ASK_SECONDS = 2.0
 # What may be lost at most: nothing more is asked while so much waits for a bucket that is away.
-_AWAY_SECONDS, _MOST_BYTES = 60.0, 64 << 20
+_AWAY_SECONDS, _MOST_BYTES = 60.0, 32 << 20
 
 
 def restored(objects: Objects, base: str, segments: Segments, folder: Path) -> Sqlite:

@@ -175,6 +175,19 @@ def test_errors_name_what_was_given_and_the_way_out(tollgate: Tollgate, tmp_path
     assert "nothing is lost" in done.stderr
 
 
+def test_a_budget_that_the_inputs_already_exceed_is_told_when_they_are_submitted(
+    tollgate: Tollgate, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(1000)))
+    given = ["submit", "in.jsonl", "-e", "http://127.0.0.1:9", "--model", "m", "--set", "max_tokens=1000"]
+    said = tollgate(*given, "--cost-per-million-out", 2, "--budget", 0.5).stderr
+    assert "expected: about 2.00 $ by the length of the inputs and their max_tokens" in said
+    assert "WARNING: the budget cannot be kept" in said
+    assert "250 of the 1,000 inputs left" in said
+    # What hours cost is not known before anybody has answered.
+    assert "expected" not in tollgate(*given, "--cost-per-hour", 2, "--budget", 0.5).stderr
+
+
 def test_a_stack_gives_address_model_slots_and_price_and_its_plan_speaks_first(
     tollgate: Tollgate, serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

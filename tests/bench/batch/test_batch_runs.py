@@ -234,3 +234,27 @@ def test_pause_resume_and_cancel_reach_a_runner_from_outside(submit: Submit, ser
     assert 0 < at[0] == at[1] < at[2] < 2000, at
     # What was answered is there, and nothing was asked that has no result but what was cut off in flight.
     assert len(server.asked()) - ending.counts.done <= 8
+
+
+def test_dollars_are_told_of_each_endpoint_and_of_each_answer_within_eighty_columns(
+    submit: Submit, serve: Serve, outputs: Outputs
+) -> None:
+    urls = [serve(delay=0.02).url, serve(delay=0.02).url]
+    prices = batch.Prices(per_hour=3600.0, per_million_in=1000.0)
+    settings = [batch.EndpointSettings(url=url, slots=4, fixed=True, per_hour=1800.0) for url in urls]
+    queue, said = submit(400), list[batch.Progress]()
+    deadline = time.time() + 0.1
+    batch.run(queue, settings, batch.RunSettings(prices=prices, deadline=deadline), progress=said.append, signals=False)
+    last = said[-1].endpoints
+    for url in urls:
+        # A dollar for two seconds, and one for a hundred prompts of ten tokens.
+        assert last[url]["usd_hours"] == pytest.approx(0.5 * said[-1].busy, rel=0.01)
+        assert last[url]["usd_tokens"] == pytest.approx(last[url]["ok"] / 100)
+    lines = [line for progress in said for line in batch.status_text(batch.of_progress(queue.info(), progress))]
+    assert max(map(len, lines)) <= 80
+    assert any("the deadline has passed" in line for line in lines)
+    assert any(line.endswith(" $") and "answered" in line for line in lines)
+    good, _ = outputs(queue, prices=prices)
+    each = [line["tollgate"]["cost_usd"] for line in good]
+    assert sum(each) == pytest.approx(queue.info().busy + 4.0, rel=0.01)
+    assert min(each) > 0.01
