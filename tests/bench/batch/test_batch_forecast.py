@@ -49,6 +49,22 @@ def test_a_run_that_slows_down_tenfold_after_its_first_minute_is_estimated_right
         assert eta.steady_seconds <= second - 45
 
 
+def test_the_estimate_of_such_a_run_stays_right_until_its_end() -> None:
+    draw = np.random.default_rng(7)
+    forecast, done, second, said = batch.Forecast(0.0), 0, 0, []
+    while done < TOTAL:
+        second += 1
+        done = min(TOTAL, done + int(draw.poisson(50.0 if second <= 60 else 5.0)))
+        forecast.feed(second, done)
+        if second % 10 == 0 and (second < 600 or second % 300 == 0):
+            said.append((second, forecast.eta(TOTAL - done)))
+    certain = [(at, eta) for at, eta in said if eta.certain and at < 0.98 * second]
+    assert 60 + 90 <= certain[0][0] <= 60 + 180
+    assert max(abs(eta.seconds / (second - at) - 1) for at, eta in certain) < 0.25
+    # Once it is certain it says so from then on.
+    assert len(certain) == sum(certain[0][0] <= at < 0.98 * second for at, _ in said)
+
+
 def test_warm_up_is_excluded() -> None:
     forecast, done = fed(lambda second: 2.0 if second <= 45 else 40.0, 300)
     eta = forecast.eta(TOTAL - done)
