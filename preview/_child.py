@@ -13,6 +13,7 @@ import importlib.util
 import marshal
 import os
 import runpy
+import shutil
 import sys
 import sysconfig
 import types
@@ -20,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 _DIGEST_BYTES = 32
+_MOST_ENVIRONMENTS = 4
 
 
 class _Kept(importlib.machinery.SourceFileLoader):
@@ -64,6 +66,10 @@ def install(folder: Path) -> None:
     _Kept.folder = folder / tag
     with contextlib.suppress(OSError):
         _Kept.folder.mkdir(parents=True, exist_ok=True)
+        os.utime(_Kept.folder)
+        # Environments come and go: of those least recently used nothing is kept.
+        for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-_MOST_ENVIRONMENTS]:
+            shutil.rmtree(old, ignore_errors=True)
     library = sysconfig.get_path("stdlib")
     finder = importlib.machinery.FileFinder.path_hook(
         (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),

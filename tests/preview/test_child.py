@@ -72,6 +72,18 @@ def test_a_kept_file_that_is_cut_off_or_a_folder_that_cannot_be_made_costs_time_
     assert "aaa" in run(root, in_the_way)
 
 
+def test_of_environments_that_nobody_uses_any_more_nothing_is_kept(tmp_path: Path) -> None:
+    kept, root = tmp_path / "kept", write(tmp_path / "head", "aaa")
+    run(root, kept)
+    (own,) = kept.iterdir()
+    for number in range(6):
+        (kept / f"gone-{number}").mkdir()
+        os.utime(kept / f"gone-{number}", (number, number))
+    run(root, kept)
+    assert {path.name for path in kept.iterdir()} == {own.name, "gone-3", "gone-4", "gone-5"}
+    assert kept_files(kept)
+
+
 def test_a_source_that_does_not_parse_is_the_program_s_error(tmp_path: Path) -> None:
     root = write(tmp_path / "head", "aaa")
     (root / "other.py").write_text("WORD = (\n")
