@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from ._vllm import Vllm
 
 
+# Connections that may wait to be accepted. The loop listens anew, and only 100 without a word: what a burst brings above that
+# is lost, tried again after a second, and reset in the end.
+BACKLOG = 4096
+
+
 def listener(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; `shared`: several processes listen on the same address, the kernel spreads connections."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -33,7 +38,7 @@ def listener(host: str, port: int, *, shared: bool = False) -> socket.socket:
         if shared:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind((host, port))
-        made.listen(4096)
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise OptionError(f"cannot listen on {host}:{port}: {error.strerror}; choose a free port or address") from None
@@ -119,7 +124,7 @@ class Process:
         )
         sock = sock or listener(options.host, options.port)
         self.port = sock.getsockname()[1]
-        listening = await loop.create_server(self._protocol(server), sock=sock, ssl=tls(options))
+        listening = await loop.create_server(self._protocol(server), sock=sock, ssl=tls(options), backlog=BACKLOG)
         exporter = None
         if sim.metrics_port and self.worker == 0:
             from ._exporter import Exporter

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,25 @@ def test_a_flood_of_connections_is_refused_above_the_limit_and_forgotten(target:
         sock.close()
     assert 30 <= refused <= 40
     assert well(target)
+
+
+def test_a_burst_of_connections_waits_for_a_busy_server_and_none_is_lost(serve: Callable[..., Any]) -> None:
+    served = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_ITL="0")
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    with ExitStack() as stack:
+        served.process.send_signal(signal.SIGSTOP)
+        try:
+            # Above the limit the kernel forgets who wants to connect, who then tries again a second later at the earliest.
+            burst = [
+                stack.enter_context(socket.create_connection((served.host, served.port), timeout=0.9))
+                for _ in range(min(500, most // 2))
+            ]
+        finally:
+            served.process.send_signal(signal.SIGCONT)
+        for sock in burst:
+            sock.settimeout(10)
+            sock.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_a_client_that_does_not_read_costs_bounded_memory(serve: Callable[..., Any]) -> None:
