@@ -5,6 +5,8 @@ Deliberately not here: what is asked and how fast it scales (`autoscaler_policy`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +108,9 @@ class QueueAutoscaler(Component):
         def check(got: list[Any]) -> str:
             namespace, _, kubeconfig, context = got
             live = Live(url, kubeconfig=kubeconfig, context=context, embedded=args.embedded)
-            refuse_others(live.get, namespace, args.scaled)
-            verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
+            with _said():
+                refuse_others(live.get, namespace, args.scaled)
+                verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
             return str(namespace)
 
         checked: pulumi.Output[str] = pulumi.Output.all(args.namespace, engine.release.status, *_access(cluster)).apply(
@@ -116,9 +119,19 @@ class QueueAutoscaler(Component):
         return checked
 
 
+@contextmanager
+def _said() -> Iterator[None]:
+    """What Pulumi prints of an error in an output: the reason, and no traceback."""
+    try:
+        yield
+    except stacks.TollgateError as error:
+        raise pulumi.RunError(str(error)) from None
+
+
 def _after(args: QueueAutoscalerArgs, url: str, kubeconfig: str, context: str) -> str:
     live = Live(url, kubeconfig=kubeconfig, context=context, embedded=args.embedded)
-    taken_over(live.get, args.source.namespace, args.scaled)
+    with _said():
+        taken_over(live.get, args.source.namespace, args.scaled)
     return args.scaled
 
 

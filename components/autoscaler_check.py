@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -39,8 +40,16 @@ class WrongQuery(stacks.TollgateError):
     """A query that would never scale. The message says which, what it gave, and what to do."""
 
 
-def judge(trigger: Trigger, ask: Ask, namespace: str, *, replicas_min: int) -> str | None:
-    """None if the query is good; else the reason. Raises TollgateError where Prometheus does not answer.
+@dataclass(frozen=True)
+class Fault:
+    """Why a query would not scale. `final`: waiting for the next scrape cannot help."""
+
+    reason: str
+    final: bool = False
+
+
+def judge(trigger: Trigger, ask: Ask, namespace: str, *, replicas_min: int) -> Fault | None:
+    """None if the query is good; else what is wrong. Raises TollgateError where Prometheus does not answer.
 
     "Good" is one series. Of what is missing, the reason says whether Prometheus scrapes any replica at all and what its
     metrics are called that look alike.
@@ -53,25 +62,26 @@ def judge(trigger: Trigger, ask: Ask, namespace: str, *, replicas_min: int) -> s
             # Nobody serves yet: the gateway's metric wakes the service, and this one appears with the first replica.
             continue
         if not pods and not trigger.always:
-            return (
+            return Fault(
                 f"Prometheus scrapes no replica in {namespace} (no `up` of theirs), so {metric} is not there\n"
                 "  fix:     kubectl get podmonitor -n " + namespace + "; does Prometheus select it?"
             )
-        return _unknown(metric, ask, namespace, len(pods))
+        return Fault(_unknown(metric, ask, namespace, len(pods)))
     answer = ask(trigger.query)
     if len(answer) == 1:
         return None
     if not answer:
-        return (
+        return Fault(
             f"it gives no series: {trigger.query}\n"
             "  fix:     compare its names and labels with what Prometheus has; wrap it in `(…) or vector(0)` only "
             "if no series really means no demand"
         )
     labels = [", ".join(f'{k}="{v}"' for k, v in sorted(one.get("metric", {}).items())) for one in answer[:3]]
-    return (
+    return Fault(
         f"it gives {len(answer)} series where KEDA needs one: {trigger.query}\n"
         + "".join(f"           {{{one}}}\n" for one in labels)
-        + "  fix:     wrap it in sum(…) or max(…)"
+        + "  fix:     wrap it in sum(…) or max(…)",
+        final=True,
     )
 
 
@@ -105,11 +115,12 @@ def verify(
     end = time.monotonic() + seconds
     for trigger in asked:
         while True:
-            reason = judge(trigger, ask, namespace, replicas_min=replicas_min)
-            if reason is None:
+            fault = judge(trigger, ask, namespace, replicas_min=replicas_min)
+            if fault is None:
                 break
-            if time.monotonic() >= end:
-                raise WrongQuery(f"autoscaling of {namespace}: the query {trigger.name!r} would never scale: {reason}")
+            if fault.final or time.monotonic() >= end:
+                what = f"autoscaling of {namespace}: the query {trigger.name!r} would never scale"
+                raise WrongQuery(f"{what}: {fault.reason}")
             sleep(_EVERY_SECONDS)
 
 

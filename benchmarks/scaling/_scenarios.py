@@ -145,7 +145,7 @@ def flapping(make: Make) -> Report:
 def down(make: Make) -> Report:
     """10 -> 1 while streams run: each replica that is taken away finishes what it has."""
     ground = _up(make("down", most=10, simulated={"TOLLGATE_SIM_ITL": "200ms"}))
-    return measure("10→1", ground, [(10, 14, 14), (25, 1, 1)], most=10)
+    return measure("10→1", ground, [(12, 9, 9), (25, 1, 1)], most=10)
 
 
 def zero(make: Make) -> Report:

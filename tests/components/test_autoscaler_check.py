@@ -36,8 +36,9 @@ def test_a_query_that_gives_one_series_is_good() -> None:
 def test_a_metric_that_replicas_do_not_publish_is_named_with_what_looks_alike() -> None:
     near = [{"metric": {"__name__": "vllm:requests_waiting"}}]
     table = {PODS: ONE, 'count by (__name__) ({namespace="ns",__name__=~".*waiting.*"})': near}
-    reason = judge(WAITING, answering(table), "ns", replicas_min=1)
-    assert reason is not None
+    fault = judge(WAITING, answering(table), "ns", replicas_min=1)
+    assert fault is not None
+    reason = fault.reason
     assert (
         "1 scraped pods of ns publish no vllm:num_requests_waiting; what looks alike there: vllm:requests_waiting"
         in reason
@@ -45,9 +46,10 @@ def test_a_metric_that_replicas_do_not_publish_is_named_with_what_looks_alike() 
 
 
 def test_no_replica_is_a_wrong_scrape_where_one_must_be_and_nothing_where_none_has_to() -> None:
-    reason = judge(WAITING, answering({}), "ns", replicas_min=1)
-    assert reason is not None
-    assert "scrapes no replica in ns" in reason
+    fault = judge(WAITING, answering({}), "ns", replicas_min=1)
+    assert fault is not None
+    assert "scrapes no replica in ns" in fault.reason
+    assert not fault.final
     zero = Trigger(name="waiting", query="zero", per_replica=5, metrics=WAITING.metrics, always=False)
     assert judge(zero, answering({"zero": ONE}), "ns", replicas_min=0) is None
 
@@ -59,9 +61,15 @@ def test_a_gateways_metric_must_be_there_even_at_zero() -> None:
 
 def test_no_series_and_several_are_both_wrong_and_say_so() -> None:
     own = Trigger(name="own", query="own", per_replica=1, metrics=(), always=True)
-    assert "gives no series" in (judge(own, answering({}), "ns", replicas_min=1) or "")
+    nothing = judge(own, answering({}), "ns", replicas_min=1)
+    assert nothing is not None
+    assert "gives no series" in nothing.reason
     several = [{"metric": {"pod": name}} for name in "abcd"]
-    reason = judge(own, answering({"own": several}), "ns", replicas_min=1) or ""
+    fault = judge(own, answering({"own": several}), "ns", replicas_min=1)
+    assert fault is not None
+    # No next scrape makes one of them.
+    assert fault.final
+    reason = fault.reason
     assert "gives 4 series where KEDA needs one" in reason
     assert '{pod="a"}' in reason
     assert "sum(" in reason
