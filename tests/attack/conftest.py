@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tollgate.conftest import called  # noqa: F401 - the fixture is shared
+
 # Planted where a secret would be; looked for in all that comes out.
 CANARY = "canary-3f9b6c1e7d"
 HTML = "<img src=x onerror=alert(1)>"

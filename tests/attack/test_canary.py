@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.attack.conftest import CANARY
+from tests.tollgate.conftest import Command
 
 HERE = Path(__file__).resolve().parents[2]
 # What a shell, a laptop or a CI job may hold while Tollgate runs.
@@ -73,10 +74,12 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_no_command_repeats_a_secret_of_its_surroundings(project: Path, command: list[str], tmp_path: Path) -> None:
-    summary = tmp_path / "summary.md"
-    said = tollgate(project, *command, GITHUB_STEP_SUMMARY=str(summary))
-    assert CANARY not in said
+def test_no_command_repeats_a_secret_of_its_surroundings(
+    called: Command, project: Path, command: list[str], tmp_path: Path
+) -> None:
+    summary = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    done = called(*command, cwd=project, **dict.fromkeys(_VARIABLES, CANARY), **summary)
+    assert CANARY not in done.stdout + done.stderr
     assert files_with_canary(tmp_path) == []
 
 

@@ -63,3 +63,28 @@ def run_installed(installed: Path, tmp_path: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command line within this process, for it is called often: in `cwd`, with these variables besides."""
+    from tollgate.__main__ import main
+
+    def call(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["tollgate", *words])
+        monkeypatch.chdir(cwd)
+        # No cluster of whoever runs the tests: without root a command would go on inside of its network, and not come back.
+        monkeypatch.setenv("TOLLGATE_HOME", str(cwd / "home"))
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        ended: object = 0
+        try:
+            main()
+        except SystemExit as exit:
+            ended = exit.code or 0
+        out, err = capfd.readouterr()
+        assert isinstance(ended, int)
+        return subprocess.CompletedProcess(words, ended, out, err)
+
+    return call

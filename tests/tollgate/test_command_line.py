@@ -12,7 +12,7 @@ import pytest
 
 import gate
 import stacks
-from tests.tollgate.conftest import HERE
+from tests.tollgate.conftest import HERE, Command
 from tollgate.__main__ import COMMANDS
 
 # Commands that only show something, with the least they need.
@@ -53,13 +53,13 @@ def test_help_names_every_command_in_a_line_that_fits() -> None:
 
 def test_options_of_completion_are_offered_once() -> None:
     assert "--install-completion" in run("--help").stdout
-    for name in ("plan", "evidence", "batch"):
+    for name in ("plan", "evidence"):
         assert "--install-completion" not in run(name, "--help").stdout
 
 
 @pytest.mark.parametrize("arguments", SHOWS, ids=" ".join)
-def test_what_shows_something_says_it_in_json_too(project: Path, arguments: list[str]) -> None:
-    done = run(*arguments, "--json", cwd=project)
+def test_what_shows_something_says_it_in_json_too(called: Command, project: Path, arguments: list[str]) -> None:
+    done = called(*arguments, "--json", cwd=project)
     if done.returncode == gate.GateRefused.exit_code:
         # A refusal is on standard error, so that what reads JSON reads none.
         assert done.stdout == ""
@@ -89,26 +89,24 @@ def test_what_shows_something_says_it_in_json_too(project: Path, arguments: list
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_exit_codes_are_2_for_wrong_input_and_3_for_the_gates_no(
-    project: Path, arguments: list[str], code: int
+    called: Command, project: Path, arguments: list[str], code: int
 ) -> None:
-    done = run(*arguments, cwd=project)
+    done = called(*arguments, cwd=project)
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
 
 
-def test_outside_of_a_project_every_command_says_so_once(tmp_path: Path) -> None:
+def test_outside_of_a_project_every_command_says_so_once(called: Command, tmp_path: Path) -> None:
     for arguments in (["plan", "x"], ["gate", "x"], ["explain", "x"], ["preview", "--offline"]):
-        done = run(*arguments, cwd=tmp_path)
+        done = called(*arguments, cwd=tmp_path)
         assert done.returncode == stacks.InputError.exit_code
         assert "cd into your Tollgate project" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["plan", "local-dev"], ["explain", "local-dev"], ["plan", "nobody"]], ids=" ".join
-)
-def test_colours_are_for_terminals_that_want_them(project: Path, arguments: list[str]) -> None:
+def test_colours_are_for_terminals_that_want_them(project: Path) -> None:
     """In a pipe there are none; a terminal is pretended by FORCE_COLOR, and NO_COLOR has the last word."""
+    arguments = ["plan", "nobody"]
     assert "\x1b[" not in "".join(_said(project, arguments))
     assert "\x1b[3" not in "".join(_said(project, arguments, FORCE_COLOR="1", NO_COLOR="1"))
     assert "\x1b[" in "".join(_said(project, arguments, FORCE_COLOR="1"))
@@ -121,7 +119,6 @@ def _said(project: Path, arguments: list[str], **env: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_completes_commands(shell: str) -> None:
-    told = run(_TOLLGATE_COMPLETE=f"source_{shell}", SHELL=f"/bin/{shell}")
     words = {"bash": {"COMP_WORDS": "tollgate ex", "COMP_CWORD": "1"}, "zsh": {}, "fish": {}}[shell]
     env = {"_TYPER_COMPLETE_ARGS": "tollgate ex", "_TYPER_COMPLETE_FISH_ACTION": "get-args", **words}
     own = {**os.environ, "PYTHONPATH": str(HERE), "_TOLLGATE_COMPLETE": f"complete_{shell}", **env}
@@ -129,5 +126,5 @@ def test_a_shell_completes_commands(shell: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=30, check=False
     )
-    assert "explain" in done.stdout, (done, told)
+    assert "explain" in done.stdout, done
     assert "promote" not in done.stdout
