@@ -63,7 +63,7 @@ def take_slot() -> Slot:
             return slot
     raise TollgateError(
         f"all {SLOTS} cluster slots of this machine are taken (locks in {_folder()})\n"
-        "  fix:     end a cluster with `tollgate local down --name NAME`; `tollgate local status --all` lists yours"
+        "  fix:     end a cluster with `tollgate local down --name NAME`; `tollgate local status` names yours"
     )
 
 

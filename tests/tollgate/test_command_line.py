@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
 import gate
 import stacks
 from tests.tollgate.conftest import HERE, Command
-from tollgate.__main__ import COMMANDS
+from tollgate.__main__ import COMMANDS, app
 
 # Commands that only show something, with the least they need.
 SHOWS = [
@@ -128,3 +130,38 @@ def test_a_shell_completes_commands(shell: str) -> None:
     )
     assert "explain" in done.stdout, done
     assert "promote" not in done.stdout
+
+
+def _options() -> dict[str, set[str]]:
+    """Command -> every option of it and of its subcommands."""
+    found: dict[str, set[str]] = {}
+    group = typer.main.get_command(app)
+    for name in COMMANDS:
+        command = group.get_command(None, name)  # type: ignore[attr-defined]
+        every = [command, *getattr(command, "commands", {}).values()]
+        found[name] = {"--help"} | {
+            text
+            for one in every
+            for param in one.params
+            for text in (*param.opts, *getattr(param, "secondary_opts", ()))
+        }
+    return found
+
+
+def test_every_option_that_a_message_or_a_page_names_exists() -> None:
+    """A fix that cannot be typed is worse than none."""
+    known, wrong = _options(), []
+    pages = [HERE / "README.md", *(HERE / "docs").rglob("*.md")]
+    sources = [path for room in ("bench", "components", "gate", "local", "planner", "preview", "stacks", "tollgate", "values")
+               for path in (HERE / room).rglob("*.py")]  # fmt: skip
+    for path in (*pages, *sources):
+        # Up to whatever ends a command: a line, a quote, a comma that is prose, or what stands after `--`.
+        for name, rest in re.findall(r"tollgate ([a-z]+)((?: [^\s`\"'|#);]+)*)", path.read_text()):
+            if name not in known:
+                continue
+            for word in rest.split():
+                if word == "--" or (word.endswith((",", ".", ":")) and not word.startswith("--")):
+                    break
+                if re.fullmatch(r"--[a-z-]+[,.:]?", word) and word.rstrip(",.:") not in known[name]:
+                    wrong.append(f"{path.relative_to(HERE)}: tollgate {name} {word}")
+    assert sorted(set(wrong)) == []
