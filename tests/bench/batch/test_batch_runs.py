@@ -91,9 +91,11 @@ def test_poison_is_isolated_after_its_tries_and_listed(submit: Submit, serve: Se
     ]  # fmt: skip
     assert bad[0]["response"]["body"]["error"]["message"] == "the engine does not like this"
     asked = server.asked()
-    # What the endpoint refuses as wrong is not asked twice; what failed was tried as often as allowed.
+    # What the endpoint refuses as wrong is not asked twice; what failed was tried as often as allowed, and some times more
+    # when nothing else had been answered meanwhile and it might have been the endpoint's fault: on a busy machine, often.
     assert (asked["refuse c"], asked["once d"]) == (1, 2)
-    assert all(2 <= asked[name] <= 4 for name in ("poison a", "garbage b"))
+    assert [line["tollgate"]["tries"] for line in bad] == [2, 2, 1]
+    assert all(2 <= asked[name] <= 12 for name in ("poison a", "garbage b"))
     assert max(count for name, count in asked.items() if name.startswith("p") and name != "poison a") == 1
 
 
