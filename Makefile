@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint bench soak docs tools lock clean help
+.PHONY: demo test unit lint bench soak docs sbom tools lock clean help
 
 help:
-	@echo "make demo | test | unit | lint | bench | soak | docs | tools | lock | clean"
+	@echo "make demo | test | unit | lint | bench | soak | docs | sbom | tools | lock | clean"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tollgate needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -47,6 +47,10 @@ bench: $(STAMP)
 # Half an hour of load and faults on the embedded cluster.
 soak: tools
 	$(BIN)/python benchmarks/soak.py
+
+sbom:
+	@mkdir -p dist
+	$(PYTHON) .ci/sbom.py dist/sbom.json
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
