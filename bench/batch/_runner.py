@@ -328,10 +328,10 @@ class _Runner:
         self, endpoint: Endpoint, work: Work, now: float, finding: Finding, body: bytes, status: int
     ) -> None:
         """A failure of the input's own: later once more, or never again."""
-        work.tries += 1
-        if work.tries >= self._settings.tries:
+        if work.tries + 1 >= self._settings.tries:
             self._fail(endpoint, work, now, finding, body, status)
             return
+        work.tries += 1
         words = f"{finding.code}: {finding.words}" if finding.words else finding.code
         self._keeper.strike(Strike(work.item.seq, work.tries, work.losses, words))
         pause = min(_RETRY_MOST, _RETRY_FIRST * 2 ** (work.tries - 1)) * random.uniform(0.75, 1.25)
