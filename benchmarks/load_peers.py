@@ -70,7 +70,7 @@ def _guidellm(ask: Ask) -> list[str]:
         "--profile", f"kind=concurrent,streams={ask.connections}",
         "--constraint", f"kind=max_duration,seconds={ask.seconds:.0f}",
         "--tokenizer", f"kind=huggingface_auto,model={ask.tokenizer}",
-        "--data", f"kind=synthetic_text,prompt_tokens=16,output_tokens={ask.tokens}",
+        "--data", f"kind=json_file,path={_prompts(ask)}",
         "--output", f"kind=json,path={ask.out}/result.json", "--disable-console",
     ]  # fmt: skip
 
@@ -123,9 +123,9 @@ def _inference_perf_said(out: Path) -> float:
 
 
 def _prompts(ask: Ask) -> Path:
-    """A thousand prompts of sixteen words, for those that cannot make any for a tokenizer of their own."""
+    """Prompts of sixteen words, for those that cannot make any for a tokenizer of their own, or take long to."""
     file = ask.out / "prompts.jsonl"
-    file.write_text("".join(f'{{"prompt":"word {number} {"x " * 14}"}}\n' for number in range(1000)))
+    file.write_text("".join(f'{{"prompt":"word {number} {"x " * 14}"}}\n' for number in range(3000)))
     return file
 
 
