@@ -5,6 +5,7 @@ Deliberately not here: what is asked and how fast it scales (`autoscaler_policy`
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class QueueAutoscalerArgs:
     """`source`: where the demand can be read. `scaled`: the name of what is scaled; `groups`: it is a LeaderWorkerSet, each
     of whose replicas spans nodes. `cold_start_seconds`: of one replica by plan.
 
-    `check`: whether the queries are asked of the cluster's Prometheus while it is deployed; `embedded`: on the embedded one.
+    `rules`: what has to exist before the queries can be asked. `check`: whether they are asked of the cluster's Prometheus
+    while it is deployed; `embedded`: on the embedded one.
     """
 
     scaling: stacks.Autoscaling
@@ -43,6 +45,7 @@ class QueueAutoscalerArgs:
     groups: bool = False
     check: bool = False
     embedded: bool = False
+    rules: tuple[pulumi.CustomResource, ...] = ()
 
 
 class QueueAutoscaler(Component):
@@ -91,7 +94,7 @@ class QueueAutoscaler(Component):
         outputs: dict[str, Any] = {}
         if live:
             outputs["scaled"] = pulumi.Output.all(self.scaled_object.id, *_access(cluster)).apply(
-                lambda got: _after(args, url, str(got[1]), str(got[2]))
+                lambda got: asyncio.to_thread(_after, args, url, str(got[1]), str(got[2]))
             )
         self.register_outputs(outputs)
 
@@ -105,16 +108,17 @@ class QueueAutoscaler(Component):
     ) -> pulumi.Output[str]:
         """The namespace, once the engine stands and every query has been asked; the ScaledObject waits for it."""
 
-        def check(got: list[Any]) -> str:
-            namespace, _, kubeconfig, context = got
+        def check(namespace: str, kubeconfig: str, context: str) -> str:
             live = Live(url, kubeconfig=kubeconfig, context=context, embedded=args.embedded)
             with _said():
                 refuse_others(live.get, namespace, args.scaled)
                 verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
-            return str(namespace)
+            return namespace
 
-        checked: pulumi.Output[str] = pulumi.Output.all(args.namespace, engine.release.status, *_access(cluster)).apply(
-            check
+        # In a thread: what else the program registers, the rules whose recordings are asked for among it, does not wait.
+        needed = [engine.release.status, *(one.id for one in args.rules)]
+        checked: pulumi.Output[str] = pulumi.Output.all(args.namespace, *_access(cluster), *needed).apply(
+            lambda got: asyncio.to_thread(check, str(got[0]), str(got[1]), str(got[2]))
         )
         return checked
 

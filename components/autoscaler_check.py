@@ -25,8 +25,8 @@ import stacks
 
 from .autoscaler_policy import Trigger
 
-# A pod that is Ready is found by Prometheus' discovery and scraped within this, at the chart's 5 s.
-SCRAPED_WITHIN_SECONDS = 60.0
+# A pod that is Ready is found by Prometheus' discovery and scraped within this, and its operator has loaded new rules.
+SCRAPED_WITHIN_SECONDS = 90.0
 _TAKEN_OVER_SECONDS = 30.0
 _EVERY_SECONDS = 1.0
 _NEAR = re.compile(r"[a-z]{5,}")

@@ -110,18 +110,20 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
         needed += _queue(args, namespace, child(provider=cluster.provider, depends_on=[monitoring.releases["kueue"]]))
     engine, candidate = _engines(args, cluster, namespace, needed, child)
     gateway, address = _gateway(args, cluster, namespace, [one for one in (engine, candidate) if one], child)
-    if stack.fleet.nodes.min < stack.fleet.nodes.max:
-        _autoscaler(args, cluster, namespace, engine, monitoring, child)
+    rules: tuple[pulumi.CustomResource, ...] = ()
     if stack.target == "gke" or "prometheus" in stack.has:
         facts = facts_of(
             stack, args.plan, source_of(stack, args.plan), values.render(stack, args.plan), args.evidence_until
         )
-        StackMonitoring(
+        watching = StackMonitoring(
             f"monitoring-stack{suffix}",
             StackMonitoringArgs(facts=facts, scaling=stack.autoscaling, namespace=namespace.metadata["name"]),
             cluster,
             opts=child(depends_on=list(monitoring.releases.values())),
         )
+        rules = (watching.rules,)
+    if stack.fleet.nodes.min < stack.fleet.nodes.max:
+        _autoscaler(args, cluster, namespace, engine, monitoring, rules, child)
     return Site(
         region=region,
         cluster=cluster,
@@ -371,6 +373,7 @@ def _autoscaler(
     namespace: k8s.core.v1.Namespace,
     engine: EngineService,
     monitoring: Monitoring,
+    rules: tuple[pulumi.CustomResource, ...],
     child: Callable[..., pulumi.ResourceOptions],
 ) -> None:
     plan = args.plan
@@ -386,6 +389,7 @@ def _autoscaler(
             others=others,
             services=(ENGINE_NAME, CANDIDATE_NAME) if others else (ENGINE_NAME,),
             check=args.secrets,
+            rules=rules,
         ),
         cluster,
         engine,
