@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import secrets
 import sqlite3
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import orjson
 import stacks
 
 from ._database import Row, Sqlite
+from ._files import scratch
 from ._model import Counts, Info, RunnerReport, State
 from ._objects import Objects
 from ._owners import is_alive, this_owner
@@ -133,8 +133,8 @@ class Bucketed(Queue):
         for number in numbers:
             if self._reports()[number].get("state") == "done":
                 continue
-            with tempfile.TemporaryDirectory(prefix="tollgate-batch-") as folder:
-                shard = self._take(number, Path(folder))
+            with scratch() as folder:
+                shard = self._take(number, folder)
                 try:
                     yield shard
                 finally:
@@ -219,8 +219,8 @@ class Bucketed(Queue):
         number = 0
         for at, report in enumerate(self._reports()):
             if report.get("counts", {}).get("failed"):
-                with tempfile.TemporaryDirectory(prefix="tollgate-batch-") as folder:
-                    shard = self._take(at, Path(folder))
+                with scratch() as folder:
+                    shard = self._take(at, folder)
                     number += shard.reopen_failed()
                     shard.finish()
                     shard.close()
@@ -242,9 +242,9 @@ class Bucketed(Queue):
     def _read(self) -> Iterator[Queue]:
         """Each shard as its checkpoints say, for reading; one at a time on the disk."""
         for number in range(self.shards):
-            with tempfile.TemporaryDirectory(prefix="tollgate-batch-") as folder:
+            with scratch() as folder:
                 segments = Segments(self._objects, f"{self.id}/shard-{number:05d}/")
-                queue = Queue(restored(self._objects, self._base(number), segments, Path(folder)), self.id)
+                queue = Queue(restored(self._objects, self._base(number), segments, folder), self.id)
                 try:
                     yield queue
                 finally:

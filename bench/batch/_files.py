@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import stacks
 
 _ALLOWED = "a file, s3://bucket/name, gs://bucket/name"
 _BUFFER = 1 << 20
+_SCRATCH = "tollgate-batch-"
 
 
 class _Remote(io.RawIOBase):
@@ -136,3 +139,20 @@ def _uploading(location: str) -> Iterator[IO[bytes]]:
             stacks.obstore().put(store, name, file)
         except stacks.bucket_failures() as error:
             raise stacks.TollgateError(f"{location}: cannot be written: {stacks.bucket_words(error)}") from None
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that goes when the block ends; those that killed processes of this user left behind go now."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*/lock"):
+        # The lock is let go by whoever dies, however; process numbers mean nothing where containers share a folder.
+        with contextlib.suppress(OSError), lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as name:
+        folder = Path(name)
+        with (folder / "new").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            # Seen by others only when it is held.
+            (folder / "new").rename(folder / "lock")
+            yield folder

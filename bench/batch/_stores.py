@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import stacks
 
 from ._bucketed import Bucketed, in_bucket, remove_from_bucket, submitted
 from ._database import Database, Postgres, Row, Sqlite, stands_twice
+from ._files import scratch
 from ._formats import BadRow
 from ._model import Input, Outcome
 from ._queue import Queue
@@ -76,9 +76,9 @@ def create(
     if is_bucket(store):
         if id in in_bucket(store):
             raise _taken(id)
-        with tempfile.TemporaryDirectory(prefix="tollgate-batch-") as aside_folder:
-            queue = create(aside_folder, inputs, settings=settings, id=id, skip_bad=skip_bad, source=source)
-            submitted(store, queue, _path(aside_folder, id), shards, _TABLES, settings or {})
+        with scratch() as beside:
+            queue = create(str(beside), inputs, settings=settings, id=id, skip_bad=skip_bad, source=source)
+            submitted(store, queue, _path(str(beside), id), shards, _TABLES, settings or {})
         return open_queue(store, id)
     if is_postgres(store):
         schema = f"{_SCHEMA}{id}"

@@ -18,7 +18,7 @@ import pytest
 
 import stacks
 from bench import batch
-from bench.batch import _objects, _segments, _shard
+from bench.batch import _files, _objects, _segments, _shard
 
 ROOT = Path(__file__).parents[3]
 SLOTS = 8
@@ -259,6 +259,18 @@ def test_while_the_bucket_is_away_the_work_goes_on_for_a_while_and_then_waits(
     assert (ending.state, ending.counts.ok, ending.asked) == ("done", 1200, 1200)
     assert "bucket: is away" in seen
     assert queue.counts().ok == 1200
+
+
+def test_what_killed_runners_leave_on_a_disk_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "tollgate-batch-killed"
+    left.mkdir()
+    (left / "lock").touch()
+    with _files.scratch() as first, _files.scratch() as second:
+        assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_that_is_there_is_not_overwritten_and_one_that_is_not_is_said_to_be_missing(
