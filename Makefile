@@ -37,7 +37,7 @@ COVERING := tests/components tests/gate/test_benchmark_job.py tests/bench/batch/
 # others. In two processes, each with a cluster of its own, because half of the tests wait for something; in the order of the
 # files, as those with few tests take longest.
 test: lint
-	$(BIN)/tollgate tools build --with ollama --with lws --with coscheduling --with haproxy
+	$(BIN)/tollgate tools build --with ollama --with lws --with coscheduling --with haproxy --with promtool
 	$(BIN)/pytest -n 2 -m "not cluster and not browser and not slow" $(COVERING) --cov
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
 

@@ -231,7 +231,9 @@ def result_text(data: Mapping[str, str] | None, binary: Mapping[str, str] | None
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             # Whoever may write ConfigMaps there could have put a little that becomes all of the memory.
-            raise stacks.TollgateError(f"the benchmark's ConfigMap unpacks to more than {_MOST_BYTES} bytes: no result of ours")
+            raise stacks.TollgateError(
+                f"the benchmark's ConfigMap unpacks to more than {_MOST_BYTES} bytes: no result of ours"
+            )
         return text.decode()
     raise stacks.TollgateError("the benchmark's ConfigMap holds no result.json; delete its Job and run pulumi up again")
 

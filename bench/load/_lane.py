@@ -56,6 +56,8 @@ class Lane(asyncio.Protocol):
         self.fresh = True
         self.payload = b""
         self.scheduled = self.sent = 0.0
+        # Also a lane that is never started has a record: see `Session._send_open`.
+        self.retries = 0
         self._reset()
 
     def _reset(self) -> None:

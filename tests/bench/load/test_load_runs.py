@@ -184,3 +184,14 @@ def test_what_the_server_says_of_itself_is_kept(serve: Serve, measured: Measured
         "context_tokens": 2048,
     }
     assert measured(url, "vllm").server["num_gpu_blocks"] == 7
+
+
+def test_an_open_loop_that_may_open_no_more_connections_says_so_and_loses_no_request(
+    serve: Serve, measured: Measured
+) -> None:
+    url = serve("--ttft", 0.3, "--itl", 0.001)
+    (run,) = measured(url, arrival="constant", rate=60.0, seconds=1.0, max_open=5).runs
+    consistent(run)
+    assert run.errors["client_limit"] > 0
+    assert run.ok > 0
+    assert run.invalid_because == "client-bound: the client could open no more connections"
