@@ -190,7 +190,7 @@ def test_an_open_loop_that_may_open_no_more_connections_says_so_and_loses_no_req
     serve: Serve, measured: Measured
 ) -> None:
     url = serve("--ttft", 0.3, "--itl", 0.001)
-    (run,) = measured(url, arrival="constant", rate=60.0, seconds=1.0, max_open=5).runs
+    (run,) = measured(url, arrival="constant", users=None, requests_per_second=60.0, seconds=1.0, max_open=5).runs
     consistent(run)
     assert run.errors["client_limit"] > 0
     assert run.ok > 0
