@@ -31,6 +31,7 @@ Kubectl = Callable[..., str]
 # Kinds whose own definitions may not be there: then only their place and their metadata are checked.
 _LOOSE = {
     "podmonitors.monitoring.coreos.com": ("v1", "PodMonitor", "Namespaced"),
+    "prometheusrules.monitoring.coreos.com": ("v1", "PrometheusRule", "Namespaced"),
     "rayclusters.ray.io": ("v1", "RayCluster", "Namespaced"),
     "httproutes.gateway.networking.k8s.io": ("v1", "HTTPRoute", "Namespaced"),
     "computeclasses.cloud.google.com": ("v1", "ComputeClass", "Cluster"),
