@@ -153,7 +153,8 @@ def test_answers_without_a_word_are_counted_apart_and_many_of_them_make_a_run_in
     assert run.valid, run.invalid_because
     assert run.failed == 0
     assert run.metrics["empty_answer_rate"] == pytest.approx(0.05, abs=0.02)
-    assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.004)
+    # An empty answer has no first token: one counted as at once would bring the mean below what each takes.
+    assert 0.0198 <= run.metrics["ttft_mean_seconds"] <= 0.06
     (run,) = measured(serve("--ttft", 0.02, "--fault", "empty", "--every", 2), engine, output_tokens=2.0).runs
     assert "of the answers had no word in them" in run.invalid_because
 
