@@ -25,8 +25,11 @@ def conclusion(analysis: Analysis, what: str = "workers") -> str:
     """The decision in one sentence."""
     if analysis.scenario == "unknown":
         return f"{analysis.because}; nothing to compare it with."
+    scenario = analysis.scenario.replace("workers", what)
+    # What is more likely wrong than right is no finding.
+    found = scenario.capitalize() if analysis.confidence >= 0.5 else f"Cannot tell, but it seems that {scenario}"
     return (
-        f"{analysis.scenario.replace('workers', what).capitalize()} ({analysis.confidence:.0%} sure): {analysis.because}. Best: "
+        f"{found} ({analysis.confidence:.0%} sure): {analysis.because}. Best: "
         f"{analysis.optimal_workers} ({analysis.optimal_confidence:.0%} sure that it is within 10 % of the best)."
     )
 

@@ -169,3 +169,15 @@ def test_the_terminal_says_the_decision_and_the_warnings() -> None:
     console = Console(width=200, file=io.StringIO())
     report.show_analysis(None, console)
     assert "too few" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_more_likely_wrong_than_right_is_not_said_as_a_finding() -> None:
+    def said(confidence: float) -> str:
+        analysis = matrix().analysis
+        assert analysis is not None
+        console = Console(width=200, file=io.StringIO())
+        report.show_analysis(analysis.model_copy(update={"confidence": confidence}), console)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    assert "Workers help (61% sure)" in said(0.61)
+    assert "Cannot tell, but it seems that workers help (23% sure)" in said(0.23)
