@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+# A window is judged by the median answer, which may be somewhat above the mean that it is stretched by.
+_MARGIN = 1.1
 
 
 def change_point(counts: Floats, means: Floats, last: int) -> int:
@@ -134,8 +136,8 @@ class Series:
         return begun
 
     def window(self, now: float, seconds: float, requests: int) -> float:
-        """How long to measure, looking back from `now`: at least `seconds`, until `requests` have ended, and as long as an
-        answer takes on average; infinity as long as too few have ended."""
+        """How long to measure, looking back from `now`: at least `seconds`, until `requests` have ended, and a little
+        longer than an answer takes on average; infinity as long as too few have ended."""
         size = int(now / self.seconds)
         ok = _padded(self.ok, size)[::-1].cumsum()
         ended = ok + _padded(self.failed, size)[::-1].cumsum()
@@ -143,7 +145,7 @@ class Series:
             return math.inf
         bins = max(int(np.searchsorted(ended, requests)) + 1, min(size, math.ceil(seconds / self.seconds)))
         latency = float(_padded(self.latency, size)[-bins:].sum() / max(ok[bins - 1], 1.0))
-        return max(seconds, bins * self.seconds, latency)
+        return max(seconds, bins * self.seconds, _MARGIN * latency)
 
     def trend(self, start: float, end: float) -> Trend:
         """Of the latency between two moments, in seconds from the start."""
