@@ -103,6 +103,8 @@ class Machine:
             if waiting.gone:
                 return
             total = [sum(column) for column in zip(mine, *values, strict=True)]
+            if self.board is not None:
+                total[self.stats.running] = self.board.running()
             merged: Handlers = {key: list(row) for key, row in handlers.items()}
             for table in tables:
                 for key, row in table.items():

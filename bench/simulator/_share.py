@@ -44,11 +44,15 @@ class Pool:
 
     def free(self) -> int:
         """Free slots now."""
-        for line in Path(f"/proc/self/fdinfo/{self.fd}").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name == "eventfd-count":
-                return int(value, 16)
-        return 0
+        return _count(self.fd)
+
+
+def _count(fd: int) -> int:
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "eventfd-count":
+            return int(value, 16)
+    return 0
 
 
 class Board:
@@ -61,6 +65,7 @@ class Board:
 
     def __init__(self, workers: int, slots: int, cached: int = 0) -> None:
         self.workers = workers
+        self._slots = slots
         size = 1 << max(0, cached - 1).bit_length()
         self._table = mmap.mmap(-1, 8 * size)
         self.hashes = memoryview(self._table).cast("q")
@@ -106,6 +111,12 @@ class Board:
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return Pool(self._fds[at])
+
+    def running(self) -> int:
+        """Requests in all workers that hold a slot. Never more than there are, while the sum of what the workers say one
+        after the other counts a slot twice that has passed from one to the next in between."""
+        used = (fd for at, fd in enumerate(self._fds) if any(self._names[at * _KEY : (at + 1) * _KEY]))
+        return sum(self._slots - _count(fd) for fd in used)
 
     def put(self, cell: int, value: float) -> None:
         """Tell the others one of this worker's numbers."""

@@ -250,3 +250,16 @@ def test_numbers_of_all_workers_are_summed_in_ollamas_exporter_too(serve: Callab
         assert httpx2.post(served.url + "/api/generate", content=body.encode()).json()["eval_count"] == 5
     text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'ollama:generation_tokens_total{engine="0",model_name="gemma3:4b"} 60.0' in text
+
+
+def test_what_runs_is_what_holds_a_slot_of_any_model() -> None:
+    board = Board(2, 3)
+    one, other = board.pool("one"), board.pool("other")
+    assert board.running() == 0
+    assert one.take()
+    assert one.take()
+    assert other.take()
+    assert board.running() == 3
+    one.give()
+    assert board.running() == 2
+    board.close()
