@@ -46,7 +46,7 @@ def test_a_batch_is_measured_to_its_end_and_written_in_every_form(serve: Serve, 
     result = results.Result.model_validate_json(files["json"].read_text())
     (run,) = result.runs
     assert (run.ok, run.failed, run.cut) == (240, 0, 0)
-    assert run.metrics["sustained_requests_per_second"] == pytest.approx(run.metrics["requests_per_second"], rel=0.4)
+    assert run.metrics["sustained_requests_per_second"] == pytest.approx(run.metrics["requests_per_second"], rel=0.6)
     # Nobody keeps a tenth of a millisecond; without a stack the promise comes from the command.
     assert run.metrics["goodput"] == 0.0
     (row,) = csv.DictReader(files["csv"].read_text().splitlines())

@@ -53,7 +53,7 @@ def test_a_fault_is_counted_by_its_kind_and_the_others_succeed(
         # Whoever fails waits before asking again, so that shares of a short window vary.
         assert 0.01 < run.metrics["error_rate"] < 0.3
     assert run.ok > 8
-    assert run.metrics["ttft_mean_seconds"] == pytest.approx(0.02, abs=0.01)
+    assert run.metrics["ttft_p50_seconds"] == pytest.approx(0.02, abs=0.01)
 
 
 def test_a_body_that_is_cut_off_is_truncated_and_not_believed(serve: Serve, measured: Measured) -> None:

@@ -128,7 +128,7 @@ def test_the_engine_is_looked_at_while_it_works(serve: Serve, measured: Measured
     observer = load.Scrape(load.Target(url=url, engine="vllm", model="tiny"))
     (one,) = measured(url, "vllm", users=4, seconds=2.2, observer=observer).runs
     assert one.valid, one.invalid_because
-    assert one.metrics["server_running_mean"] == pytest.approx(4, abs=1.5)
+    assert one.metrics["server_running_mean"] == pytest.approx(4, abs=2.0)
 
 
 def test_a_clock_that_is_set_while_it_measures_changes_nothing(
@@ -145,8 +145,8 @@ def test_a_clock_that_is_set_while_it_measures_changes_nothing(
     assert shift[0] == 86_400.0
     assert one.valid, one.invalid_because
     assert one.sent == one.ok + one.failed + one.cut
-    assert one.metrics["e2e_mean_seconds"] == pytest.approx(0.085, abs=0.02)
-    assert one.seconds == pytest.approx(1.0, abs=0.05)
+    assert one.metrics["e2e_p50_seconds"] == pytest.approx(0.085, abs=0.02)
+    assert one.seconds == pytest.approx(1.0, abs=0.3)
 
 
 def test_prometheus_says_what_a_request_waited_and_found_in_the_prefix_cache(prometheus: str) -> None:

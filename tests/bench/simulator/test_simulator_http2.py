@@ -127,7 +127,7 @@ def test_tls_clients_choose_by_alpn(serve: Callable[..., Any], tmp_path: Path) -
     )  # fmt: skip
     context = ssl.create_default_context(cafile=str(certificate))
     url = f"https://127.0.0.1:{served.port}/version"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             with httpx2.Client(http2=True, verify=context) as made:
@@ -222,7 +222,9 @@ def test_a_request_that_never_ends_is_given_up_on(target: Any) -> None:
     assert well(target)
 
 
-def test_a_client_that_opens_no_window_costs_bounded_memory_and_loses_its_slot(target: Any) -> None:
+def test_a_client_that_opens_no_window_costs_bounded_memory_and_loses_its_slot(
+    target: Any, eventually: Callable[..., None]
+) -> None:
     process = psutil.Process(target.process.pid)
     before = process.memory_info().rss
     with raw(target) as attacker:
@@ -233,6 +235,6 @@ def test_a_client_that_opens_no_window_costs_bounded_memory_and_loses_its_slot(t
         for _ in range(30):
             time.sleep(0.05)
             assert process.memory_info().rss - before < 48 << 20
-    time.sleep(0.3)
-    assert 'vllm:num_requests_running{engine="0",model_name="tiny"} 0.0' in httpx2.get(target.url + "/metrics").text
+    none = 'vllm:num_requests_running{engine="0",model_name="tiny"} 0.0'
+    eventually(lambda: none in httpx2.get(target.url + "/metrics").text)
     assert well(target)

@@ -95,7 +95,7 @@ def test_schemas_without_a_small_instance_are_refused_in_bounded_time(schema: An
     begun = time.monotonic()
     with pytest.raises(TooLarge):
         instance(schema, 1)
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 5.0
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_texts_match_their_pattern(pattern: str) -> None:
 def test_patterns_that_cannot_be_written_give_nothing_in_bounded_time(pattern: str) -> None:
     begun = time.monotonic()
     assert matching(pattern, 1) is None
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 5.0

@@ -126,7 +126,7 @@ def test_a_prompt_backlog_above_the_limit_is_refused(
     assert post(served, max_tokens=1).status_code == 200
 
 
-def test_models_are_those_of_one_server(serve: Callable[..., Any]) -> None:
+def test_models_are_those_of_one_server(serve: Callable[..., Any], eventually: Callable[..., None]) -> None:
     served = serve(
         "ollama", OLLAMA_NUM_PARALLEL="2", TOLLGATE_SIM_WORKERS="3", TOLLGATE_SIM_LOAD_SECONDS="0.2",
         TOLLGATE_SIM_TTFT="1ms", TOLLGATE_SIM_SPEED="1",
@@ -138,20 +138,16 @@ def test_models_are_those_of_one_server(serve: Callable[..., Any]) -> None:
 
     client = official.Client(host=served.url)
     client.pull("tiny:1b")
-    time.sleep(0.1)
-    assert seen("/api/tags") == {("tiny:1b",)}
+    eventually(lambda: seen("/api/tags") == {("tiny:1b",)})
     assert client.generate(model="tiny:1b", prompt="x", options={"num_predict": 1}, keep_alive=60).done
-    time.sleep(0.1)
-    assert seen("/api/ps") == {("tiny:1b",)}
+    eventually(lambda: seen("/api/ps") == {("tiny:1b",)})
     expiries = {httpx2.get(served.url + "/api/ps").json()["models"][0]["expires_at"][:16] for _ in range(12)}
     assert len(expiries) <= 2
     client.generate(model="tiny:1b", prompt="", keep_alive=0)
-    time.sleep(0.1)
-    assert seen("/api/ps") == {()}
+    eventually(lambda: seen("/api/ps") == {()})
     client.copy("tiny:1b", "other")
     client.delete("tiny:1b")
-    time.sleep(0.1)
-    assert seen("/api/tags") == {("other:latest",)}
+    eventually(lambda: seen("/api/tags") == {("other:latest",)})
 
 
 def listens(served: Any) -> bool:
@@ -198,7 +194,7 @@ def test_a_lone_worker_can_come_back_too_and_without_a_restart_the_status_is_137
     both = serve("vllm", "tiny", TOLLGATE_SIM_TTFT="0", TOLLGATE_SIM_FAULTS="oom=1", TOLLGATE_SIM_WORKERS="2")
     with pytest.raises(httpx2.HTTPError):
         post(both, max_tokens=2)
-    assert both.process.wait(5) == 137
+    assert both.process.wait(30) == 137
 
 
 def test_workers_drain_together(serve: Callable[..., Any]) -> None:
@@ -207,12 +203,12 @@ def test_workers_drain_together(serve: Callable[..., Any]) -> None:
     body = {"model": "tiny", "prompt": "x", "max_tokens": 120, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         done = [pool.submit(httpx2.post, served.url + "/v1/completions", json=body, timeout=20) for _ in range(6)]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while gauge(served, "num_requests_running") < 6:
             assert time.monotonic() < deadline
         served.process.send_signal(signal.SIGTERM)
         assert [one.result().json()["usage"]["completion_tokens"] for one in done] == [120] * 6
-    assert served.process.wait(5) == 0
+    assert served.process.wait(30) == 0
 
 
 def test_a_board_counts_slots_across_forks_and_sums_what_workers_tell() -> None:
