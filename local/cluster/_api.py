@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,33 @@ class Api:
         async with self._client.stream("GET", path, params=parameters, timeout=timeout) as answer:
             answer.raise_for_status()
             yield _events(answer)
+
+    async def mirror(
+        self, path: str, objects: MutableMapping[str, dict[str, Any]], changed: asyncio.Event, selector: str = ""
+    ) -> None:
+        """Keep `objects` (by uid) as the objects at `path` are, and set `changed` with each change; until cancelled."""
+        while True:
+            # Whatever ends a watch (a time-out, a restart of the API server, a version too old), the cure is to
+            # list again; the pause keeps that from becoming a busy loop.
+            with contextlib.suppress(httpx2.HTTPError, KeyError, ValueError):
+                listed = (await self.get(f"{path}?labelSelector={selector}")).json()
+                found = {item["metadata"]["uid"]: item for item in listed["items"]}
+                objects.clear()
+                objects.update(found)
+                changed.set()
+                async with self.watch(path, listed["metadata"]["resourceVersion"], selector) as events:
+                    async for event in events:
+                        if event["type"] == "ERROR":
+                            break
+                        if event["type"] == "BOOKMARK":
+                            continue
+                        uid = event["object"]["metadata"]["uid"]
+                        if event["type"] == "DELETED":
+                            objects.pop(uid, None)
+                        else:
+                            objects[uid] = event["object"]
+                        changed.set()
+            await asyncio.sleep(0.5)
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from ._api import Api, collection
 from ._layout import KEDA_ADAPTER_PORT, PROMETHEUS_PORT, Addresses
 from ._pki import PROMETHEUS_USER
 from ._plan import files
+from ._rules import definition
 
 _ESTABLISHED_POLL_S = 0.1
 # kube-proxy waits half a minute for "its" Node before it programs anything, and here no Node is its own. It gets one
@@ -131,8 +132,10 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 async def create_monitoring(api: Api, addresses: Addresses) -> None:
-    """Create `monitoring`."""
-    await _create(api, monitoring(addresses))
+    """Create `monitoring` and the kind of rules, and wait until the API server serves that."""
+    rules = definition()
+    await asyncio.gather(_create(api, monitoring(addresses)), api.create(rules))
+    await _established(api, rules["metadata"]["name"])
 
 
 async def create_keda(api: Api, addresses: Addresses, *, crds: Path, rbac: Path, authority: Path) -> None:

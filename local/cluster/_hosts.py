@@ -7,13 +7,10 @@ the mount on the old one. Names without their namespace can't be had, for the fi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import httpx2
 
 from ._api import Api
 
@@ -84,33 +81,10 @@ class HostsFile:
     async def follow(self) -> None:
         """Watch and write."""
         await asyncio.gather(
-            self._watch("/api/v1/services", "", self._services),
-            self._watch("/apis/discovery.k8s.io/v1/endpointslices", _HEADLESS, self._slices),
+            self._api.mirror("/api/v1/services", self._services, self._changed),
+            self._api.mirror("/apis/discovery.k8s.io/v1/endpointslices", self._slices, self._changed, _HEADLESS),
             self._write(),
         )
-
-    async def _watch(self, path: str, selector: str, objects: Objects) -> None:
-        while True:
-            # Whatever ends a watch (a time-out, a restart of the API server, a version too old), the cure is to
-            # list again; the pause keeps that from becoming a busy loop.
-            with contextlib.suppress(httpx2.HTTPError, KeyError, ValueError):
-                listed = (await self._api.get(f"{path}?labelSelector={selector}")).json()
-                objects.clear()
-                objects.update((item["metadata"]["uid"], item) for item in listed["items"])
-                self._changed.set()
-                async with self._api.watch(path, listed["metadata"]["resourceVersion"], selector) as events:
-                    async for event in events:
-                        if event["type"] == "ERROR":
-                            break
-                        if event["type"] == "BOOKMARK":
-                            continue
-                        uid = event["object"]["metadata"]["uid"]
-                        if event["type"] == "DELETED":
-                            objects.pop(uid, None)
-                        else:
-                            objects[uid] = event["object"]
-                        self._changed.set()
-            await asyncio.sleep(0.5)
 
     async def _write(self) -> None:
         while True:

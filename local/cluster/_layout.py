@@ -25,6 +25,8 @@ KUBE_PROXY_HEALTH_PORT: Final = 10256
 KWOK_PORT: Final = 10247
 KUBELET_PORT: Final = 10250
 PROMETHEUS_PORT: Final = 9090
+# kube-state-metrics' own.
+KUBE_STATE_PORT: Final = 8080
 KEDA_GRPC_PORT: Final = 9666
 KEDA_ADAPTER_PORT: Final = 6444
 KEDA_OPERATOR_METRICS_PORT: Final = 18080
@@ -124,6 +126,7 @@ class Addresses:
             (here, KUBE_PROXY_HEALTH_PORT, "kube-proxy"),
             (here, KWOK_PORT, "kwok"),
             (here, PROMETHEUS_PORT, "prometheus"),
+            (here, KUBE_STATE_PORT, "supervisor"),
             (here, KEDA_GRPC_PORT, "keda-operator"),
             (here, KEDA_OPERATOR_METRICS_PORT, "keda-operator"),
             (here, KEDA_OPERATOR_HEALTH_PORT, "keda-operator"),

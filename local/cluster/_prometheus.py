@@ -1,26 +1,53 @@
-"""Prometheus' configuration: pods and Services that ask to be scraped, by the usual annotations, every second."""
+"""Prometheus' configuration: what it scrapes, and the folders whose rules it evaluates.
+
+Pods and Services that ask to be scraped by the usual annotations, every second; KEDA's operator and the state of objects
+under the names that GKE's Prometheus has them by, with the same labels.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from ._layout import KEDA_OPERATOR_METRICS_PORT, KUBE_STATE_PORT, Addresses
+
 SCRAPE_INTERVAL = "1s"
+# Rules of a stack are some eighty queries: on a laptop's cores not every second. Shorter than --query.lookback-delta, or
+# what they record would be gone between two evaluations.
+EVALUATION_INTERVAL = "5s"
+_SLOW_INTERVAL = "5s"
 
 
-def configuration(*, kubeconfig: Path, rules: Path) -> dict[str, Any]:
+def configuration(*, kubeconfig: Path, addresses: Addresses, rules: tuple[Path, ...]) -> dict[str, Any]:
     """Scrapes what carries `prometheus.io/scrape: "true"` (with `prometheus.io/port`, `/path`, `/scheme`).
 
-    Every series has the labels `namespace`, `pod` and `node`, those of Services `service` too. `rules` is a folder:
+    Every series of these has the labels `namespace`, `pod` and `node`, those of Services `service` too. `rules` are folders:
     files added there count after `POST /-/reload`.
     """
     return {
-        "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(rules / "*.yaml")],
+        "global": {
+            "scrape_interval": SCRAPE_INTERVAL,
+            "scrape_timeout": "1s",
+            "evaluation_interval": EVALUATION_INTERVAL,
+        },
+        "rule_files": [str(folder / "*.yaml") for folder in rules],
         "scrape_configs": [
             _job("pods", "pod", "pod", kubeconfig, service=False),
             _job("services", "endpointslice", "service", kubeconfig, service=True),
+            # As a PodMonitor's target: KEDA's own label `namespace` becomes `exported_namespace`.
+            _static("keda-operator", addresses, KEDA_OPERATOR_METRICS_PORT, {"namespace": "keda"}, honor=False),
+            # As kube-prometheus-stack scrapes it: `namespace` is that of the object.
+            _static("kube-state-metrics", addresses, KUBE_STATE_PORT, {}, honor=True),
         ],
+    }
+
+
+def _static(name: str, addresses: Addresses, port: int, labels: dict[str, str], *, honor: bool) -> dict[str, Any]:
+    return {
+        "job_name": name,
+        "honor_labels": honor,
+        "scrape_interval": _SLOW_INTERVAL,
+        "static_configs": [{"targets": [f"{addresses.control_plane}:{port}"], "labels": labels}],
     }
 
 

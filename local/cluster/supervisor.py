@@ -24,10 +24,10 @@ import yaml
 
 from stacks import TollgateError
 
-from . import _bootstrap, _components, _hosts, _network, _nft, _pki, _prometheus, _slots, _system
+from . import _bootstrap, _components, _hosts, _network, _nft, _pki, _prometheus, _rules, _slots, _state, _system
 from ._api import Api, tls
 from ._components import MARKER, STEP_KEDA, STEP_MONITORING, Component
-from ._layout import Addresses, Layout
+from ._layout import KUBE_STATE_PORT, Addresses, Layout
 from ._plan import Plan
 
 _POLL_SECONDS = 0.05
@@ -42,6 +42,8 @@ class Supervisor:
         self._layout, self._plan = layout, plan
         self._addresses = Addresses(slot=slot)
         self._components = _components.components(layout, self._addresses, plan)
+        # Beside the folder that is the user's.
+        self._rules = layout.state_dir / "prometheus" / "objects"
         self._ready: dict[str, asyncio.Event] = {one.name: asyncio.Event() for one in self._components}
         self._ready |= {STEP_MONITORING: asyncio.Event(), STEP_KEDA: asyncio.Event()}
         self._exits: dict[int, asyncio.Event] = {}
@@ -90,7 +92,11 @@ class Supervisor:
         layout.kubeconfig.chmod(0o600)
         folder = layout.state_dir / "prometheus"
         (folder / "rules").mkdir(parents=True, exist_ok=True)
-        settings = _prometheus.configuration(kubeconfig=layout.pki / "prometheus.kubeconfig", rules=folder / "rules")
+        settings = _prometheus.configuration(
+            kubeconfig=layout.pki / "prometheus.kubeconfig",
+            addresses=addresses,
+            rules=(folder / "rules", self._rules),
+        )
         (folder / "prometheus.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
         _nft.write_wrapper(_components.proxy_path(layout), addresses)
         _hosts.write_in_place(layout.hosts, self._own_hosts)
@@ -110,6 +116,7 @@ class Supervisor:
         others = [
             asyncio.create_task(_hosts.HostsFile(self._layout.hosts, self._own_hosts, api).follow()),
             asyncio.create_task(self._bound_logs()),
+            asyncio.create_task(self._monitoring(api)),
         ]
         everything = asyncio.gather(*(event.wait() for event in self._ready.values()))
         stopped = asyncio.create_task(self._stop.wait())
@@ -147,6 +154,15 @@ class Supervisor:
             self._ready[STEP_KEDA].set()
 
         await asyncio.gather(monitoring(), keda())
+
+    async def _monitoring(self, api: Api) -> None:
+        """What stands in for Prometheus' operator and for kube-state-metrics."""
+        await self._ready[STEP_MONITORING].wait()
+        url, log = self._addresses.prometheus_url, self._layout.log("prometheus")
+        await asyncio.gather(
+            _rules.RuleFiles(self._rules, api, url, log).follow(),
+            _state.StateMetrics(api, self._addresses.control_plane, KUBE_STATE_PORT).follow(),
+        )
 
     async def _keep(self, one: Component, api: Api) -> None:
         """Start one component when what it needs is ready, and again whenever it ends."""

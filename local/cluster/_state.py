@@ -1,0 +1,80 @@
+"""The state of pods and autoscalers as metrics, under kube-state-metrics' names: what a stack's alerts read of it, no more.
+
+On GKE kube-state-metrics itself comes with kube-prometheus-stack; here a full one would be one more program to build.
+Names and labels are those of its docs/metrics/workload (v2.17).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ._api import Api
+
+_PHASES = ("Pending", "Succeeded", "Failed", "Unknown", "Running")
+_CONDITIONS = ("true", "false", "unknown")
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+
+Object = Mapping[str, Any]
+
+
+def exposition(pods: Iterable[Object], autoscalers: Iterable[Object]) -> str:
+    """`kube_pod_status_phase`, `kube_pod_status_ready` and `kube_horizontalpodautoscaler_info` of all of them."""
+    phases, ready, scalers = [], [], []
+    for pod in pods:
+        metadata, status = pod["metadata"], pod.get("status") or {}
+        own = f'namespace="{metadata["namespace"]}",pod="{metadata["name"]}",uid="{metadata["uid"]}"'
+        phases += [
+            f'kube_pod_status_phase{{{own},phase="{phase}"}} {int(status.get("phase") == phase)}' for phase in _PHASES
+        ]
+        for condition in status.get("conditions") or ():
+            # Before a pod has a node it has no such condition, and so no series.
+            if condition["type"] == "Ready":
+                said = str(condition["status"]).lower()
+                ready += [f'kube_pod_status_ready{{{own},condition="{one}"}} {int(one == said)}' for one in _CONDITIONS]
+    for one in autoscalers:
+        metadata, target = one["metadata"], one["spec"]["scaleTargetRef"]
+        scalers.append(
+            f'kube_horizontalpodautoscaler_info{{namespace="{metadata["namespace"]}",'
+            f'horizontalpodautoscaler="{metadata["name"]}",scaletargetref_api_version="{target.get("apiVersion", "")}",'
+            f'scaletargetref_kind="{target["kind"]}",scaletargetref_name="{target["name"]}"}} 1'
+        )
+    lines = []
+    for name, samples in (
+        ("kube_pod_status_phase", phases),
+        ("kube_pod_status_ready", ready),
+        ("kube_horizontalpodautoscaler_info", scalers),
+    ):
+        lines += [f"# TYPE {name} gauge", *samples]
+    return "\n".join(lines) + "\n"
+
+
+class StateMetrics:
+    """Serves `/metrics` on `address`:`port`; `follow()` runs until cancelled."""
+
+    def __init__(self, api: Api, address: str, port: int) -> None:
+        self._api, self._address, self._port = api, address, port
+        self._pods: dict[str, dict[str, Any]] = {}
+        self._autoscalers: dict[str, dict[str, Any]] = {}
+
+    async def follow(self) -> None:
+        """Watch and serve."""
+        changed = asyncio.Event()
+        async with await asyncio.start_server(self._answer, self._address, self._port):
+            await asyncio.gather(
+                self._api.mirror("/api/v1/pods", self._pods, changed),
+                self._api.mirror("/apis/autoscaling/v2/horizontalpodautoscalers", self._autoscalers, changed),
+            )
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # Whatever is asked for, here is one page.
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            page = exposition(self._pods.values(), self._autoscalers.values()).encode()
+            writer.write(_HEAD % len(page) + page)
+            await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
