@@ -1,6 +1,7 @@
 """What watches one stack: its alert rules and dashboards, as the objects that Prometheus' operator and Grafana look for.
 
-Deliberately not here: the embedded cluster, which has neither of the two; `tollgate watch` and the rule file serve there.
+The embedded cluster has no operator, but honours the rules as one would (`local/cluster/_rules.py`). Deliberately not here:
+Grafana, which is nowhere of ours.
 """
 
 from __future__ import annotations

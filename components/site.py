@@ -111,7 +111,7 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     engine, candidate = _engines(args, cluster, namespace, needed, child)
     gateway, address = _gateway(args, cluster, namespace, [one for one in (engine, candidate) if one], child)
     rules: tuple[pulumi.CustomResource, ...] = ()
-    if stack.target == "gke" or "prometheus" in stack.has:
+    if stack.target != "kubernetes" or "prometheus" in stack.has:
         facts = facts_of(
             stack, args.plan, source_of(stack, args.plan), values.render(stack, args.plan), args.evidence_until
         )
