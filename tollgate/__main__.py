@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import stacks
+from tollgate.commands._saying import quiet_in_ci
 
 # In the order of the loop. The words stand here so that `--help` and completion load no room.
 COMMANDS = {
@@ -81,17 +82,18 @@ def _root() -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 refused by the gate, 130 interrupted."""
-    try:
-        app()
-    except stacks.TollgateError as error:
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader went away (`| head`): nothing is wrong and nobody is there to be told.
-        sys.stderr.close()
-        sys.exit(0)
+    with quiet_in_ci():
+        try:
+            app()
+        except stacks.TollgateError as error:
+            Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader went away (`| head`): nothing is wrong and nobody is there to be told.
+            sys.stderr.close()
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ def live(console: Console) -> Iterator[tuple[Callable[[Progress], None], Callabl
         nonlocal last
         if time.monotonic() - last >= _LOG_SECONDS:
             last = time.monotonic()
-            print(line(now), flush=True)
+            print(line(now), file=console.file, flush=True)
 
-    yield progress, lambda text: print(text, flush=True)
+    yield progress, lambda text: print(text, file=console.file, flush=True)
 
 
 def summarize(result: Result, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _ENGINES = ("ollama", "vllm", "openai")
 _ENDPOINTS = ("chat", "generate")
+# Of `--json -`: the document goes there, and what is told on the way to standard error.
+STDOUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,9 +373,12 @@ def header(text: str) -> tuple[str, str]:
 
 
 def written(path: Path | None, text: str) -> None:
-    """Write a file of the user's, all of it or nothing; what is no file (/dev/stdout) as it is. Raises InputError where that
-    cannot be."""
+    """Write a file of the user's, all of it or nothing; what is no file (/dev/stdout) as it is, and - to standard output.
+    Raises InputError where that cannot be."""
     if path is None:
+        return
+    if path == STDOUT:
+        sys.stdout.write(text)
         return
     try:
         if path.exists() and not path.is_file():

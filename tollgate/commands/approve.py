@@ -13,6 +13,8 @@ import gate
 import stacks
 import values
 
+from ._saying import Json, machine
+
 
 def approve(
     stack: Annotated[str, typer.Argument(help="The gated stack that the release is to enter.")],
@@ -28,6 +30,7 @@ def approve(
         str | None, typer.Option(help="Which release; default: the one that could be promoted into the stack.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Your name; default: git's user.name.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Sign who answers for a release, why, for what and until when. Every later report shows it."""
     root = stacks.project_root()
@@ -50,6 +53,11 @@ def approve(
         root=root,
         now=now,
     )
+    if as_json:
+        said = {"stack": stack, "release": chosen.name, "who": signed.who, "why": signed.why}
+        said |= {"expires": signed.expires.isoformat(), "evidence": signed.digest, "key": signed.key}
+        machine({**said, "criteria": list(signed.criteria)})
+        return
     scope = ", ".join(signed.criteria) or "as one of the required approvals"
     typer.echo(
         f"{signed.who} approves release {chosen.name} for {stack}: {scope}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench import batch as room
 
 from . import _batching as batching
 from . import _benching as benching
+from ._saying import Json, machine
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -101,6 +101,7 @@ def submit(
     cost_per_hour: CostPerHour = None,
     cost_in: CostIn = None,
     cost_out: CostOut = None,
+    as_json: Json = False,
 ) -> None:
     """Put the requests of FILE into a durable queue and print the batch's id. Nothing is asked yet.
 
@@ -131,7 +132,10 @@ def submit(
     for line in batching.told(queue, given, settings):
         console.print(Text(line))
     console.print(Text(f"{counts.total:,} inputs{failed}; run them: tollgate batch run {queue.id}"))
-    typer.echo(queue.id)
+    if as_json:
+        machine(room.status(queue).as_json())
+    else:
+        typer.echo(queue.id)
 
 
 def _one_model(endpoints: list[dict[str, Any]]) -> str | None:
@@ -163,11 +167,13 @@ def run(
     header: Header = None,
     ca_file: CaFile = "",
     insecure: Insecure = False,
+    as_json: Json = False,
 ) -> None:
     """Work on a batch until it is done; again after whatever stopped it. Several runners may work on the same one.
 
     Ctrl-C lets finish what is in flight. Exit code: 0 done, 1 paused by its failures, 130 stopped before its end.
     """
+    _apart(output, as_json)
     queue = room.open_queue(_store(store), id)
     info = queue.info()
     given = [room.endpoint_words(text) for text in endpoint or []] or list(info.settings.get("endpoints") or [])
@@ -191,7 +197,22 @@ def run(
         ending = room.run(
             queue, found.endpoints, settings, progress=lambda progress: shown.show(room.of_progress(info, progress))
         )
-    _ended(console, queue, ending, prices, output, errors)
+    try:
+        _ended(console, queue, ending, prices, output, errors)
+    finally:
+        # Also of a run that was stopped or paused, which its exit code says besides.
+        if as_json:
+            machine(room.status(queue).as_json())
+
+
+def _apart(output: str | None, as_json: bool) -> None:
+    if as_json and output == "-":
+        raise stacks.InputError(
+            where="--json",
+            got="--output -",
+            allowed="one of them on standard output",
+            fix="write the answers to a FILE",
+        )
 
 
 def _ended(
@@ -255,7 +276,7 @@ class _Shown:
 def status(
     id: Annotated[str, typer.Argument(metavar="[BATCH]", help="Its id; without: all batches.")] = "",
     store: Store = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """How far a batch is: done, rate, time left, tokens, dollars, per endpoint."""
     where = _store(store)
@@ -263,7 +284,7 @@ def status(
     found.sort(key=lambda one: one.info.created)
     if as_json:
         shown = [one.as_json() for one in found]
-        typer.echo(json.dumps(shown[0] if id else shown, indent=1))
+        machine(shown[0] if id else shown)
         return
     if not found:
         Console(stderr=True).print("no batches; submit one: tollgate batch submit FILE --endpoint URL")
@@ -280,7 +301,7 @@ def _status(store: str, id: str) -> room.Status:
 
 
 @app.command()
-def watch(id: Id, store: Store = None) -> None:
+def watch(id: Id, store: Store = None, as_json: Json = False) -> None:
     """Follow a batch until it is done, cancelled or paused, whoever runs it."""
     queue = room.open_queue(_store(store), id)
     shown = _Shown(Console(stderr=True, soft_wrap=True))
@@ -288,13 +309,20 @@ def watch(id: Id, store: Store = None) -> None:
         while (found := room.status(queue)).info.state == "running":
             shown.show(found)
             time.sleep(1)
-    typer.echo("\n".join(room.status_text(found)))
+    _say(found, as_json)
+
+
+def _say(found: room.Status, as_json: bool, short: str = "") -> None:
+    if as_json:
+        machine(found.as_json())
+    else:
+        typer.echo(short or "\n".join(room.status_text(found)))
 
 
 @app.command()
-def pause(id: Id, store: Store = None) -> None:
+def pause(id: Id, store: Store = None, as_json: Json = False) -> None:
     """Send nothing more; what is in flight finishes. Its runners wait."""
-    _change(store, id, "paused", reason="by hand")
+    _change(store, id, "paused", as_json, reason="by hand")
 
 
 @app.command()
@@ -302,40 +330,46 @@ def resume(
     id: Id,
     store: Store = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask the failures once more.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Let a paused batch go on; its runners that wait do so at once."""
     queue = room.open_queue(_store(store), id)
     if retry_failed:
-        typer.echo(f"{queue.reopen_failed():,} failures will be asked again")
+        typer.echo(f"{queue.reopen_failed():,} failures will be asked again", err=as_json)
     if queue.info().state == "paused":
         queue.set_state("running")
     found = room.status(queue)
     if found.info.state != "running":
         fix = "\n  fix: submit it again" if found.info.state == "cancelled" else ""
         raise stacks.TollgateError(f"batch {queue.id} is {found.info.state}{fix}")
-    typer.echo("\n".join(room.status_text(found)))
+    _say(found, as_json)
 
 
 @app.command()
-def cancel(id: Id, store: Store = None) -> None:
+def cancel(id: Id, store: Store = None, as_json: Json = False) -> None:
     """End a batch for ever; what has been answered stays."""
-    _change(store, id, "cancelled")
+    _change(store, id, "cancelled", as_json)
 
 
-def _change(store: str | None, id: str, state: room.State, *, reason: str = "") -> None:
+def _change(store: str | None, id: str, state: room.State, as_json: bool, *, reason: str = "") -> None:
     queue = room.open_queue(_store(store), id)
     if not queue.set_state(state, reason=reason):
         raise stacks.TollgateError(f"batch {queue.id} is {queue.info().state} already")
-    typer.echo(f"{queue.id}  {state}")
+    _say(room.status(queue), as_json, f"{queue.id}  {state}")
 
 
 @app.command()
-def results(id: Id, store: Store = None, output: Output = "-", errors: Errors = None) -> None:
+def results(id: Id, store: Store = None, output: Output = "-", errors: Errors = None, as_json: Json = False) -> None:
     """Write what has been answered until now, in the order of the input; failures apart with --errors."""
+    _apart(output or "-", as_json)
     queue = room.open_queue(_store(store), id)
     settings = queue.info().settings
     known = batching.prices(settings, batching.hourly(settings.get("endpoints") or []))
     good, failed = room.write(queue, output or "-", errors, prices=known)
+    if as_json:
+        said = {"id": queue.id, "answers": good, "failures": failed, "left": queue.counts().left}
+        machine({**said, "output": output, "errors": errors})
+        return
     apart = "" if errors or not failed else " (--errors FILE writes them)"
     Console(stderr=True).print(Text(f"{good:,} answers, {failed:,} failures{apart}, {queue.counts().left:,} left"))
 
@@ -370,7 +404,7 @@ def job(
         id, endpoints=endpoint or [], pods=pods, input=input, model=model, template=template, store=store, secret=secret,
         namespace=namespace, spot=spot, shards=shards, credentials=credentials, service_account=service_account,
     )  # fmt: skip
-    typer.echo(json.dumps(found, indent=2))
+    machine(found)
 
 
 @app.command()

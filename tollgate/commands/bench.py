@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -74,7 +75,9 @@ Machine = Annotated[str | None, typer.Option(help="Or: its machine type, priced 
 Region = Annotated[str, typer.Option(help="in that region,")]
 Nodes = Annotated[int, typer.Option(min=1, help="so many of them.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request has failed.")]
-Json = Annotated[Path | None, typer.Option("--json", "--output", help="Write the whole result there.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", "--output", help="Write the whole result there; - is standard output.")
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]
 
 
@@ -176,7 +179,7 @@ def run(
         seed=seed, reconnect=reconnect, workers=processes, raw_file=raw_file, request_timeout=timeout,
         context_tokens=stack.release.context_tokens if stack else None,
     )  # fmt: skip
-    console = Console()
+    console = Console(stderr=json_file == benching.STDOUT)
     measuring = benching.Measuring(
         subject=subject, traffic=traffic, settings=settings, scenario=scenario, console=console, pods=pods,
         observer=benching.observer(subject, prometheus, console),
@@ -197,7 +200,7 @@ def run(
     for before in earlier:
         reports.differences(before, result, console)
     for words, path in (("result", json_file), ("report", html_file), ("records", raw_file)):
-        if path is not None:
+        if path not in (None, benching.STDOUT):
             console.print(f"{words}: {path}", soft_wrap=True)
     if not result.runs or not any(one.ok for one in result.runs):
         raise typer.Exit(1)
@@ -290,9 +293,9 @@ def matrix(
     processes: Processes = 1,
     pods: Pods = 0,
     prometheus: Prometheus = None,
-    json_file: Annotated[Path, typer.Option("--json", help="The result; a file that is there is gone on with.")] = Path(
-        "matrix.json"
-    ),
+    json_file: Annotated[
+        Path, typer.Option("--json", help="The result; a file that is there is gone on with; - is standard output.")
+    ] = Path("matrix.json"),
     html_file: Html = None,
 ) -> None:
     """Measure batch sizes × workers: how many workers are best, and how long larger batches would take.
@@ -312,7 +315,7 @@ def matrix(
         stack, users=1, think=0.0, rate=None, constant=False, prompt=(prompt_tokens, prompt_tokens_cv),
         answer=(max_tokens, max_tokens_cv),
     )  # fmt: skip
-    console = Console()
+    console = Console(stderr=json_file == benching.STDOUT)
     settings = generator.Settings(
         runs=1, seed=seed, workers=processes, request_timeout=timeout, max_seconds=cell_seconds or math.inf
     )
@@ -331,10 +334,17 @@ def matrix(
         },
         seed=seed,
     )  # fmt: skip
-    found = benching.matrix(plan, json_file, measuring)
+    if json_file == benching.STDOUT:
+        # Nothing to go on with: what was measured until it ended is what is printed.
+        with TemporaryDirectory() as folder:
+            found = benching.matrix(plan, Path(folder) / "matrix.json", measuring)
+        benching.written(json_file, found.model_dump_json(indent=1) + "\n")
+    else:
+        found = benching.matrix(plan, json_file, measuring)
     reports.show_matrix(found, console)
     benching.written(html_file, reports.html([], matrices=[found]))
-    console.print(f"result: {json_file}", soft_wrap=True)
+    if json_file != benching.STDOUT:
+        console.print(f"result: {json_file}", soft_wrap=True)
     if len(found.cells) < len(plan.order):
         raise typer.Exit(1)
 

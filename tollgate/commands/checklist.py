@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -17,6 +16,8 @@ from tollgate import explain
 from tollgate.commands import doctor as doctors
 from tollgate.commands import preview as previews
 
+from ._saying import Json, machine
+
 _MARKS = {"done": ("[x]", "green"), "open": ("[ ]", "red"), "unknown": ("[?]", "yellow")}
 
 
@@ -24,7 +25,7 @@ def checklist(
     stack: Annotated[str, typer.Argument(help="Which is to be deployed, or was.")],
     after: Annotated[bool, typer.Option("--after", help="Only what comes after the deployment.")] = False,
     before: Annotated[bool, typer.Option("--before", help="Only what comes before it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Tick what is done; exits 1 while something is open."""
     root = stacks.project_root()
@@ -38,7 +39,7 @@ def checklist(
     if now is not None:
         items += room.after(loaded, root, now)
     if as_json:
-        print(json.dumps([dataclasses.asdict(item) for item in items], indent=2, ensure_ascii=False))
+        machine([dataclasses.asdict(item) for item in items])
     else:
         _show(items)
     if any(item.state == "open" for item in items):

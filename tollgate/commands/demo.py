@@ -24,6 +24,8 @@ import values
 from local import cluster
 from tollgate.commands import preview as previews
 
+from ._saying import Json, machine
+
 NAME = "demo"
 GOOD, SLOW = "gemma-3-4b-ollama-8", "gemma-3-4b-ollama-1"
 _LIMIT_SECONDS = 900
@@ -54,9 +56,10 @@ class _Story:
 
 def demo(
     keep: bool = typer.Option(False, "--keep", help="Leave the cluster running at the end, to look around."),
+    as_json: Json = False,
 ) -> None:
     """Plan, preview, deploy, measure, promote, deploy again; then a release that is refused. About three minutes."""
-    story = _Story(root=_copy(stacks.project_root()), console=Console())
+    story = _Story(root=_copy(stacks.project_root()), console=Console(stderr=as_json))
     try:
         _tell(story)
     finally:
@@ -67,6 +70,9 @@ def demo(
         else:
             cluster.down(NAME)
     _summary(story)
+    if as_json:
+        names = ("what", "verdict", "requests_per_second", "latency_seconds", "note")
+        machine({"folder": str(story.root), "rows": [dict(zip(names, row, strict=True)) for row in story.rows]})
 
 
 def _tell(story: _Story) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +15,14 @@ from rich.text import Text
 import stacks
 from tollgate import doctor as room
 
+from ._saying import Json, machine
+
 _STYLES = {"good": "green", "warning": "yellow", "bad": "red", "unknown": "dim"}
 
 
 def doctor(
     names: Annotated[list[str] | None, typer.Argument(metavar="[STACK]...", help="Default: every local stack.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
     everything: Annotated[bool, typer.Option("--all", help="What is well, too.")] = False,
 ) -> None:
     """Check machine, project, cluster and cloud for these stacks; exits 1 when something stops one of them.
@@ -31,7 +32,7 @@ def doctor(
     findings = examine(names or [])
     grave = room.worst(findings)
     if as_json:
-        print(json.dumps({"worst": grave, "findings": [dataclasses.asdict(one) for one in findings]}, indent=2))
+        machine({"worst": grave, "findings": [dataclasses.asdict(one) for one in findings]})
     else:
         show(findings, everything)
     if grave == "bad":

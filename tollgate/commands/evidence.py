@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,8 @@ import gate
 import stacks
 from bench.results import Result
 
+from ._saying import Json, machine
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -28,7 +29,6 @@ app = typer.Typer(
 _StackOption = Annotated[
     str | None, typer.Option("--stack", help="Whose store; default: the first stage of the pipeline.")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 _Digest = Annotated[str, typer.Argument(help="Its digest or the start of it.")]
 
 
@@ -50,7 +50,7 @@ def _entries(stack: str | None) -> list[gate.Entry]:
 
 
 @app.command("list")
-def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
+def list_(stack: _StackOption = None, as_json: Json = False) -> None:
     """Every statement, oldest first; each signature and the chain are verified on the way."""
     rows = [
         {
@@ -66,7 +66,7 @@ def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
         for entry in _entries(stack)
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        machine(rows)
         return
     table = Table("#", "evidence", "kind", "stack", "release", "digest", "verdict", "signed", box=None)
     for row in rows:
@@ -78,24 +78,27 @@ def list_(stack: _StackOption = None, as_json: _Json = False) -> None:
 @app.command()
 def show(evidence: _Digest, stack: _StackOption = None) -> None:
     """One statement, whole, as it was signed."""
-    typer.echo(json.dumps(_find(evidence, stack).statement, indent=2, sort_keys=True, ensure_ascii=False))
+    machine(_find(evidence, stack).statement)
 
 
 @app.command()
-def verify(stack: _StackOption = None) -> None:
+def verify(stack: _StackOption = None, as_json: Json = False) -> None:
     """Check every signature and the chain; exits 3 with the first thing that is wrong."""
     entries = _entries(stack)
+    if as_json:
+        machine({"statements": len(entries), "newest": entries[-1].digest if entries else None})
+        return
     last = f", newest {entries[-1].digest[7:19]}" if entries else ""
     typer.echo(f"{len(entries)} statement(s): every signature holds and the chain is whole{last}")
 
 
 @app.command()
-def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: _Json = False) -> None:
+def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: Json = False) -> None:
     """What two measurements differ in: release, traffic, environment, tools, and each metric's mean over runs."""
     first, second = (_measurement(_find(name, stack)) for name in (one, two))
     rows = list(_differences(first, second))
     if as_json:
-        typer.echo(json.dumps([{"what": what, "one": a, "two": b} for what, a, b, _ in rows], indent=2))
+        machine([{"what": what, "one": a, "two": b} for what, a, b, _ in rows])
         return
     table = Table("", one[:19], two[:19], "change", box=None)
     for what, a, b, change in rows:
@@ -104,12 +107,11 @@ def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: _Json 
 
 
 @app.command()
-def history(stack: Annotated[str, typer.Argument(help="Whose.")], as_json: _Json = False) -> None:
+def history(stack: Annotated[str, typer.Argument(help="Whose.")], as_json: Json = False) -> None:
     """What ran when on a stack, on what evidence, approved by whom; from the signed statements alone."""
     events = gate.history(stack, stacks.project_root())
     if as_json:
-        plain = [{**vars(event), "at": event.at.isoformat()} for event in events]
-        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        machine([{**vars(event), "at": event.at.isoformat()} for event in events])
         return
     table = Table("at (UTC)", "", "release", "digest", "what", "key", box=None)
     for event in events:
@@ -124,6 +126,7 @@ def calibrate(
     results: Annotated[
         list[Path] | None, typer.Argument(help="Results of `tollgate bench --output`; default: all in the store.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure an environment's noise from several measurements of one release (A/A), and sign it."""
     root = stacks.project_root()
@@ -131,6 +134,9 @@ def calibrate(
     loaded = stacks.load_stack(stack, root)
     found, entry = gate.record_calibration(loaded, sessions, root=root, now=datetime.now(UTC))
     runs = loaded.benchmark.runs if loaded.benchmark is not None else 5
+    if as_json:
+        machine({"evidence": entry.digest, "runs": runs, "noise": found.plain()})
+        return
     table = Table("metric", "within", "between", f"floor at {runs} runs", "naive false alarms", box=None)
     for metric, noise in found.noise.items():
         floor = f"{noise.floor(runs, 0.95):.2%}"

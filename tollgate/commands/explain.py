@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -14,13 +13,15 @@ from rich.text import Text
 import stacks
 from tollgate import explain as room
 
+from ._saying import Json, machine
+
 VALUES = ("parallelism", "nodes", "cost")
 
 
 def explain(
     stack: Annotated[str, typer.Argument(help="Whose values.")],
     value: Annotated[str | None, typer.Option(help=f"Only this one: {', '.join(VALUES)}.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Walk parallelism, nodes and cost from the stack file to the running pod, with every step's source."""
     if value is not None and value not in VALUES:
@@ -29,7 +30,7 @@ def explain(
     loaded = stacks.load_stack(stack, root)
     steps = [step for step in room.trace(loaded, root, room.live(loaded, root)) if value in (None, step.value)]
     if as_json:
-        print(json.dumps([dataclasses.asdict(step) for step in steps], indent=2, ensure_ascii=False))
+        machine([dataclasses.asdict(step) for step in steps])
         return
     console = Console(width=None if Console().is_terminal else 200)
     for name in VALUES:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,10 +11,12 @@ import gate as room
 import stacks
 import values
 
+from ._saying import Json, machine
+
 
 def gate(
     stack: Annotated[str, typer.Argument(help="The stack whose gate is asked.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Judge a stack; exits 0 only on a pass, 3 otherwise.
 
@@ -42,8 +43,7 @@ def gate(
 
 def _say(verdict: room.Verdict, evidence: str, words: str, as_json: bool) -> None:
     if as_json:
-        answer: dict[str, Any] = {"evidence": evidence, **verdict.plain()}
-        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        machine({"evidence": evidence, **verdict.plain()})
         return
     typer.echo(f"{words}: {verdict.outcome}")
     typer.echo(room.table(verdict))

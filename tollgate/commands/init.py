@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,8 @@ import typer
 
 import stacks
 from tollgate import starter
+
+from ._saying import Json, machine
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,60}")
 # Google's rule for project ids, with the domain-scoped form.
@@ -29,7 +30,7 @@ def init(
             "--from", metavar="WHEEL|ADDRESS", help="Where CI installs Tollgate from; default: as this one was."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a starter repository: stacks, releases, pipeline, CI workflow. Existing files are never changed."""
     called = name or re.sub(r"[^a-z0-9-]+", "-", folder.absolute().name.lower()).strip("-") or "llm"
@@ -50,11 +51,7 @@ def init(
     source = starter.source_of(origin)
     written = starter.write(folder, name=called, project=project, source=source)
     if as_json:
-        print(
-            json.dumps(
-                {"folder": str(folder.absolute()), "written": written, "requirement": source.requirement}, indent=2
-            )
-        )
+        machine({"folder": str(folder.absolute()), "written": written, "requirement": source.requirement})
         return
     for path in written:
         typer.echo(f"written: {path}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +15,8 @@ from rich.table import Table
 import stacks
 from local import cluster
 
+from ._saying import Json, machine
+
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The embedded cluster: up, down, status, shell, logs."
 )
@@ -23,18 +24,20 @@ app = typer.Typer(
 _Name = Annotated[
     str, typer.Option("--name", envvar="TOLLGATE_CLUSTER", help="Which cluster; several run side by side.")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command()
-def up(name: _Name = "default") -> None:
+def up(name: _Name = "default", as_json: Json = False) -> None:
     """Start the cluster, or say that it runs; builds missing tools first."""
     began = time.monotonic()
 
     def ready(component: str, seconds: float) -> None:
-        typer.echo(f"  {component:<24} ready {seconds:5.1f} s after its start")
+        typer.echo(f"  {component:<24} ready {seconds:5.1f} s after its start", err=as_json)
 
     found = cluster.up(name, progress=ready)
+    if as_json:
+        machine({**_plain(cluster.status(name)), "api_url": found.api_url, "prometheus_url": found.prometheus_url})
+        return
     typer.echo(
         f"cluster {name!r} is up ({time.monotonic() - began:.1f} s): API {found.api_url}, Prometheus {found.prometheus_url}"
     )
@@ -43,18 +46,21 @@ def up(name: _Name = "default") -> None:
 
 
 @app.command()
-def down(name: _Name = "default") -> None:
+def down(name: _Name = "default", as_json: Json = False) -> None:
     """End the cluster; no process, route or file of it is left."""
-    typer.echo(f"cluster {name!r} is gone" if cluster.down(name) else f"cluster {name!r} was not up")
+    was_up = cluster.down(name)
+    if as_json:
+        machine({"name": name, "was_up": was_up})
+        return
+    typer.echo(f"cluster {name!r} is gone" if was_up else f"cluster {name!r} was not up")
 
 
 @app.command()
-def status(name: _Name = "default", as_json: _Json = False) -> None:
+def status(name: _Name = "default", as_json: Json = False) -> None:
     """What each process does; exits 1 when the cluster is not up."""
     found = cluster.status(name)
     if as_json:
-        rows = [{key: getattr(one, key) for key in one.__dataclass_fields__} for one in found.components]
-        typer.echo(json.dumps({"name": name, "slot": found.slot, "phase": found.phase, "components": rows}, indent=2))
+        machine(_plain(found))
     elif found.components:
         table = Table("process", "phase", "pid", "restarts", "MiB", box=None)
         for one in found.components:
@@ -67,6 +73,11 @@ def status(name: _Name = "default", as_json: _Json = False) -> None:
         typer.echo(f"cluster {name!r} is not up" + (f"; there are {', '.join(others)}" if others else ""))
     if found.phase != "ready":
         raise typer.Exit(1)
+
+
+def _plain(found: cluster.ClusterStatus) -> dict[str, Any]:
+    rows = [{key: getattr(one, key) for key in one.__dataclass_fields__} for one in found.components]
+    return {"name": found.name, "slot": found.slot, "phase": found.phase, "components": rows}
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +15,8 @@ from rich.table import Table
 import planner
 import stacks
 
+from ._saying import Json, machine
+
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True, help="The price book."
 )
@@ -24,7 +25,7 @@ app = typer.Typer(
 @app.callback()
 def show(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the price book: USD per hour of every machine, its source and its age."""
     if context.invoked_subcommand is not None:
@@ -32,25 +33,22 @@ def show(
     book = planner.price_book()
     today = datetime.now(UTC).date()
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        "region": price.region,
-                        "machine_type": price.machine_type,
-                        "on_demand_usd_per_hour": str(price.on_demand),
-                        "spot_usd_per_hour": None if price.spot is None else str(price.spot),
-                        "commit_1y_usd_per_hour": None if price.commit_1y is None else str(price.commit_1y),
-                        "commit_3y_usd_per_hour": None if price.commit_3y is None else str(price.commit_3y),
-                        "source": price.source,
-                        "as_of": price.as_of,
-                        "age_days": price.age_days(today),
-                        "note": price.note,
-                    }
-                    for price in book.prices.values()
-                ],
-                indent=2,
-            )
+        machine(
+            [
+                {
+                    "region": price.region,
+                    "machine_type": price.machine_type,
+                    "on_demand_usd_per_hour": str(price.on_demand),
+                    "spot_usd_per_hour": None if price.spot is None else str(price.spot),
+                    "commit_1y_usd_per_hour": None if price.commit_1y is None else str(price.commit_1y),
+                    "commit_3y_usd_per_hour": None if price.commit_3y is None else str(price.commit_3y),
+                    "source": price.source,
+                    "as_of": price.as_of,
+                    "age_days": price.age_days(today),
+                    "note": price.note,
+                }
+                for price in book.prices.values()
+            ]
         )
         return
     console = Console()
@@ -75,6 +73,7 @@ def refresh(
     region: Annotated[str, typer.Option(help="Google Cloud region.")] = "us-central1",
     url: Annotated[str, typer.Option(help="Where the billing catalog is.", hidden=True)] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for the new book; default: planner/catalog/prices.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Read the Cloud Billing Catalog and write a new dated price book. Needs GOOGLE_API_KEY."""
     key = os.environ.get("GOOGLE_API_KEY", "")
@@ -91,4 +90,7 @@ def refresh(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / book.source
     path.write_text(text, encoding="utf-8")
+    if as_json:
+        machine({"written": str(path), "region": region, "machines": len(book.prices)})
+        return
     typer.echo(f"written: {path} ({len(book.prices)} machines)")

@@ -11,6 +11,8 @@ import gate
 import stacks
 import values
 
+from ._saying import Json, machine
+
 
 def promote(
     source: Annotated[str, typer.Argument(help="The stack that measured the release.")],
@@ -18,6 +20,7 @@ def promote(
     pr: Annotated[
         bool, typer.Option("--pr", help="Make a branch with the edit and a body for the pull request instead.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Verify the source's evidence and write release and promotion record into the target's stack file."""
     root = stacks.project_root()
@@ -25,14 +28,22 @@ def promote(
     digest = values.release_digest(release)
     now = datetime.now(UTC)
     if pr:
-        _propose(gate.propose(source, target, root, release_digest=digest, now=now))
+        request = gate.propose(source, target, root, release_digest=digest, now=now)
+        if as_json:
+            machine({"from": source, "to": target, "release": release.name, "digest": digest, **vars(request)})
+        else:
+            _propose(request)
         return
     admission, changed = gate.promote(source, target, root, release_digest=digest, now=now)
     assert admission.verdict is not None
+    path = stacks.stack_path(target, root).relative_to(root)
+    if as_json:
+        said = {"from": source, "to": target, "release": release.name, "digest": digest, "evidence": admission.evidence}
+        machine({**said, "verdict": admission.verdict.plain(), "file": str(path), "changed": changed})
+        return
     typer.echo(f"{target} takes release {release.name} ({digest[:19]}…) from {source}: {admission.verdict.outcome}")
     typer.echo(gate.table(admission.verdict))
     typer.echo(f"  evidence {admission.evidence}")
-    path = stacks.stack_path(target, root).relative_to(root)
     typer.echo(
         f"  {path} {'changed: review and commit it' if changed else 'says so already'}; next: pulumi up -s {target}"
     )

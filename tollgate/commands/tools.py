@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from local import tools
 
+from ._saying import Json, machine
+
 app = typer.Typer(
     rich_markup_mode=None, invoke_without_command=True, help="The programs that Tollgate builds or finds."
 )
@@ -20,11 +21,10 @@ app = typer.Typer(
 _With = Annotated[
     list[str] | None, typer.Option("--with", metavar="NAME", help="An optional program as well: ollama. Repeatable.")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON list, for scripts.")]
 
 
 @app.callback()
-def list_(context: typer.Context, extra: _With = None, as_json: _Json = False) -> None:
+def list_(context: typer.Context, extra: _With = None, as_json: Json = False) -> None:
     """Without a command: list each program with its version, where it comes from and its path.
 
     With --with: build what is missing first.
@@ -40,19 +40,24 @@ def list_(context: typer.Context, extra: _With = None, as_json: _Json = False) -
 def build(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all but ollama.")] = None,
     extra: _With = None,
+    as_json: Json = False,
 ) -> None:
     """Build what is missing. May be interrupted, and run twice at once: the second waits for the first."""
     tools.ensure([*(names or tools.names()), *(extra or [])])
-    if not names:
-        _show(as_json=False)
+    if as_json or not names:
+        _show(as_json=as_json)
 
 
 @app.command()
 def clean(
     everything: Annotated[bool, typer.Option("--all", help="The programs in use, too: they are built again.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove programs of other versions, logs and what interrupted builds have left."""
     removed = tools.clean(everything=everything)
+    if as_json:
+        machine({"removed": [str(path) for path in removed]})
+        return
     for path in removed:
         typer.echo(f"removed {path}")
     if not removed:
@@ -80,7 +85,7 @@ def _show(*, as_json: bool) -> None:
             }
             for one in found
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        machine(rows)
         return
     # Lines are not cut for pipes and files; a narrow terminal goes without the column that says what is known anyway.
     console = Console(width=None if sys.stdout.isatty() else 250)

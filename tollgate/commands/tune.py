@@ -22,6 +22,7 @@ from bench import results
 from bench.pods import Knob
 
 from . import _benching as benching
+from ._saying import Json, machine
 
 _DEPLOYMENT = "engine"
 _TUNED = "# tuned: "
@@ -41,13 +42,14 @@ def tune(
     write: Annotated[
         bool, typer.Option("--write/--dry-run", help="Write the best value into the release's file.")
     ] = True,
+    as_json: Json = False,
 ) -> None:
     """Try OLLAMA_NUM_PARALLEL (or --max-num-seqs) on STACK's own deployment, with its own traffic, and keep the best.
 
     The deployment gets its old value back. The release's file gets the best one, with the measurements beside it
     (stacks/releases/NAME.tuning.json); the next `pulumi up` deploys it, measures it, and makes the evidence for it.
     """
-    stack, console = stacks.load_stack(name), Console()
+    stack, console = stacks.load_stack(name), Console(stderr=as_json)
     tried = _possible(stack, benching.numbers("--values", values), console)
     place = benching.place(None, None, cluster, stack)
     if place.kubectl is None:
@@ -90,8 +92,11 @@ def tune(
     if tuning.analysis is not None:
         reports.show_analysis(tuning.analysis, console, what="slots")
     best(tuning)
+    files = _written(stack, tuning) if write else ()
+    if as_json:
+        machine({**tuning.model_dump(mode="json"), "written": [str(path) for path in files]})
     if write:
-        for path in _written(stack, tuning):
+        for path in files:
             console.print(f"written: {path}", soft_wrap=True)
         console.print(f"the next `pulumi up -s {name}` deploys and measures it", soft_wrap=True)
 
