@@ -21,7 +21,7 @@ def work(store: str, name: str, url: str, slots: str, shard: str = "") -> None:
     ending = batch.run(
         batch.open_queue(store, name),
         [batch.EndpointSettings(url=url, slots=int(slots), fixed=True)],
-        batch.RunSettings(grace=1.0),
+        batch.RunSettings(grace=30.0),
         only=int(shard) if shard else None,
     )
     print(ending.state, ending.counts.ok, ending.counts.failed, flush=True)

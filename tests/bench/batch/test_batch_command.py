@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from bench import batch
+from tests.ports import free_port
 from tollgate.__main__ import main
 from tollgate.commands import _benching
 
@@ -52,25 +52,25 @@ def tollgate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 @pytest.fixture
 def simulator(tmp_path: Path) -> Iterator[str]:
     """vLLM's stand-in, which has a model called tiny."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     words = ["vllm", "serve", "tiny", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512"]
     env = {**os.environ, "TOLLGATE_SIM_TTFT": "5ms", "TOLLGATE_SIM_ITL": "1ms", "TOLLGATE_SIM_OUTPUT_TOKENS": "8"}
     process = subprocess.Popen([sys.executable, "-m", "bench.simulator", *words], cwd=ROOT, env=env)
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(400):
+        end = time.monotonic() + 120
+        while True:
             try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                urllib.request.urlopen(f"{url}/health", timeout=10).close()
                 break
             except OSError:
                 assert process.poll() is None
+                assert time.monotonic() < end
                 time.sleep(0.05)
         yield url
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_csv_goes_through_vllms_simulator_and_comes_back_in_order(
@@ -118,7 +118,7 @@ def test_a_batch_is_watched_paused_resumed_and_cancelled_while_it_runs(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while json.loads(tollgate("status", "b", "--json").stdout)["ok"] < 80:
             assert time.monotonic() < end
         shown = json.loads(tollgate("status", "b", "--json").stdout)
@@ -133,20 +133,20 @@ def test_a_batch_is_watched_paused_resumed_and_cancelled_while_it_runs(
         assert tollgate("watch", "b").stdout.startswith("b  paused")
         assert "b is paused already" not in tollgate("resume", "b").stdout
         before = json.loads(tollgate("status", "b", "--json").stdout)["ok"]
-        time.sleep(1.5)
-        assert json.loads(tollgate("status", "b", "--json").stdout)["ok"] > before
+        while json.loads(tollgate("status", "b", "--json").stdout)["ok"] <= before:
+            assert time.monotonic() < end
         runner.send_signal(signal.SIGINT)
-        _, said = runner.communicate(timeout=20)
+        _, said = runner.communicate(timeout=60)
         assert runner.returncode == 130
         assert "go on: tollgate batch run b" in said
         assert "WARNING" in said
         # Told to stop while somebody has paused it: nothing is wrong, and what comes first is said.
         runner = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         while json.loads(tollgate("status", "b", "--json").stdout)["runners"] < 1:
-            assert time.monotonic() < end + 20
+            assert time.monotonic() < end + 60
         tollgate("pause", "b")
         runner.send_signal(signal.SIGINT)
-        _, said = runner.communicate(timeout=20)
+        _, said = runner.communicate(timeout=60)
         assert runner.returncode == 130
         assert "go on: tollgate batch resume b, then tollgate batch run b" in said
     finally:
@@ -211,9 +211,7 @@ def test_a_stack_gives_address_model_slots_and_price_and_its_plan_speaks_first(
 def test_ollama_may_unload_its_model_or_be_restarted_in_the_middle(
     tollgate: Tollgate, tmp_path: Path, how: str
 ) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = {
         **os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": "4", "TOLLGATE_SIM_MODELS": "gemma3:4b",
@@ -245,13 +243,13 @@ def test_ollama_may_unload_its_model_or_be_restarted_in_the_middle(
             engine = ollama()
         else:
             body = json.dumps({"model": "gemma3:4b", "keep_alive": 0}).encode()
-            urllib.request.urlopen(urllib.request.Request(f"{url}/api/generate", body), timeout=20).close()
+            urllib.request.urlopen(urllib.request.Request(f"{url}/api/generate", body), timeout=60).close()
 
     thread = threading.Thread(target=upset, daemon=True)
     thread.start()
     try:
-        done = tollgate("run", "b", "--tries", 1, "--timeout", 20, "-o", tmp_path / "out.jsonl")
-        thread.join(20)
+        done = tollgate("run", "b", "--tries", 1, "--timeout", 60, "-o", tmp_path / "out.jsonl")
+        thread.join(60)
         assert seen
         assert seen[0] < 150
         assert "b  done: 150 answered, 0 failed" in done.stderr
@@ -260,4 +258,4 @@ def test_ollama_may_unload_its_model_or_be_restarted_in_the_middle(
         assert len(answers) == 150
     finally:
         engine.terminate()
-        engine.wait(20)
+        engine.wait(60)

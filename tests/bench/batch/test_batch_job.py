@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -135,7 +136,7 @@ def test_what_keda_asks_for_is_what_a_runner_serves(
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_eight_shards_killed_at_random_give_exact_results_of_an_engine_that_their_backlog_starts(
     cluster: Any, kubectl: Callable[..., str], fresh_namespace: str, bucket: tuple[Any, str],
     submit: Callable[..., batch.Queue], outputs: Any,
@@ -169,12 +170,15 @@ def test_eight_shards_killed_at_random_give_exact_results_of_an_engine_that_thei
     }  # fmt: skip
     for one in (node, secret, *_engine(here), scale, job):
         kubectl("apply", "-n", fresh_namespace, "-f", "-", given=json.dumps(one))
-    draw, killed, end = random.Random(5), 0, time.monotonic() + 150
+    draw, killed, end = random.Random(5), 0, time.monotonic() + 360
 
     def asked() -> Counter[str]:
         """By all engines together."""
         where = ("-n", fresh_namespace, "-l", "app=engine", "-o", "jsonpath={.items[*].status.podIP}")
-        found = [httpx2.get(f"http://{ip}:8000/asked").json()["asked"] for ip in kubectl("get", "pods", *where).split()]
+        found = [
+            httpx2.get(f"http://{ip}:8000/asked", timeout=60).json()["asked"]
+            for ip in kubectl("get", "pods", *where).split()
+        ]
         return sum(map(Counter, found), Counter())
 
     def status() -> dict[str, Any]:
@@ -191,9 +195,10 @@ def test_eight_shards_killed_at_random_give_exact_results_of_an_engine_that_thei
                 status()
                 time.sleep(0.2)
             owners = [runner.owner for runner in queue.runners() if runner.alive]
-            # What an owner's name says is the process; killed as the kernel kills for memory.
-            os.kill(int(draw.choice(owners).split("/")[1]), 9)
-            killed += 1
+            # What an owner's name says is the process; killed as the kernel kills for memory. Some end meanwhile.
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(int(draw.choice(owners).split("/")[1]), 9)
+                killed += 1
         while status().get("succeeded") != 8:
             time.sleep(0.3)
         again = asked().total() - TOTAL

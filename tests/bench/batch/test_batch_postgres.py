@@ -44,7 +44,7 @@ def test_three_runners_one_killed_share_a_batch(
     runners[0].kill()
     runners[0].communicate()
     for process in runners[1:]:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         assert out.split() == ["done", "2000", "0"], err
     good, bad = outputs(queue)
     assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(2000)], [])
@@ -55,17 +55,17 @@ def test_three_runners_one_killed_share_a_batch(
 def test_a_runner_of_another_machine_loses_its_leases_by_time(
     postgres: str, submit: Callable[..., batch.Queue], serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_queue, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(_queue, "LEASE_SECONDS", 5.0)
     queue = submit(40, store=postgres)
+    begun = time.monotonic()
     taken = queue.step("elsewhere.1/7/1.00/x", _queue.Step(claim=15, report={}))
     held = sum(len(items) for _, items in taken.blocks)
     assert held >= 15
     assert [runner.alive for runner in queue.runners()] == [True]
     endpoint = batch.EndpointSettings(url=serve(delay=0.001).url, slots=4, fixed=True)
-    begun = time.monotonic()
     ending = batch.run(queue, [endpoint], signals=False)
     assert (ending.state, ending.counts.ok) == ("done", 40)
-    assert time.monotonic() - begun > 1.0, "took what somebody still held"
+    assert time.monotonic() - begun > 4.0, "took what somebody still held"
 
 
 def test_connections_that_break_are_made_anew(
@@ -73,10 +73,10 @@ def test_connections_that_break_are_made_anew(
 ) -> None:
     queue = submit(2000, store=postgres)
     cuts: list[int] = []
+    over = threading.Event()
 
     def cut() -> None:
-        for _ in range(4):
-            time.sleep(0.4)
+        while sum(cuts) < 4 and not over.wait(0.3):
             with psycopg.connect(postgres) as other:
                 rows = other.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tollgate batch'"
@@ -87,6 +87,7 @@ def test_connections_that_break_are_made_anew(
     thread.start()
     endpoint = batch.EndpointSettings(url=serve(delay=0.01).url, slots=8, fixed=True)
     ending = batch.run(queue, [endpoint], signals=False)
+    over.set()
     thread.join()
     assert (ending.state, ending.counts.ok) == ("done", 2000)
     assert sum(cuts) >= 2
@@ -134,7 +135,7 @@ def test_pods_of_a_job_submit_once_and_survive_being_killed_at_random(
             gone.communicate()
             pods.append(pod())
         for one in pods:
-            out, err = one.communicate(timeout=60)
+            out, err = one.communicate(timeout=180)
             assert one.returncode == 0, (out, err)
     finally:
         for one in pods:

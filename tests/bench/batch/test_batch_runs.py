@@ -23,16 +23,16 @@ def run(queue: batch.Queue, *urls: str, slots: int = 8, fixed: bool = True, **gi
     begun = time.monotonic()
     endpoint = {key: given.pop(key) for key in ("api_key", "model", "most") if key in given}
     progress = given.pop("progress", None)
-    settings = batch.RunSettings(**{"timeout": 5.0, "grace": 2.0, **given})
+    settings = batch.RunSettings(**{"timeout": 30.0, "grace": 30.0, **given})
     found = batch.run(
         queue,
         [batch.EndpointSettings(url=url, slots=slots, fixed=fixed, **endpoint) for url in urls],
         settings,
         signals=False,
-        stop=lambda: time.monotonic() - begun > 40,
+        stop=lambda: time.monotonic() - begun > 150,
         progress=progress,
     )
-    assert found.reason != "stopped", f"did not end within 40 s: {found}"
+    assert found.reason != "stopped", f"did not end within 150 s: {found}"
     return found
 
 
@@ -53,21 +53,22 @@ def test_every_input_has_one_result_in_the_order_of_the_input(submit: Submit, se
     assert good[7]["response"]["status_code"] == 200
     assert good[7]["response"]["body"]["choices"][0]["message"]["content"] == "re: p7"
     assert (good[7]["tollgate"]["tokens_in"], good[7]["tollgate"]["tokens_out"]) == (10, 5)
-    assert 0.001 < good[7]["tollgate"]["seconds"] < 5
+    assert 0.001 < good[7]["tollgate"]["seconds"] < 60
     assert set(server.asked().values()) == {1}
     assert server.most() <= 8
     assert (ending.counts.tokens_in, ending.counts.tokens_out) == (10_000, 5000)
 
 
 def test_several_endpoints_share_a_batch_by_their_capacity(submit: Submit, serve: Serve) -> None:
-    fast, slow = serve(delay=0.005), serve(delay=0.02)
-    ending = run(submit(800), fast.url, slow.url)
+    # So slow that what a busy machine adds is little beside it.
+    fast, slow = serve(delay=0.05), serve(delay=0.2)
+    ending = run(submit(500), fast.url, slow.url)
     assert ending.state == "done"
     asked = [fast.asked(), slow.asked()]
-    assert sum(map(len, asked)) == 800
+    assert sum(map(len, asked)) == 500
     assert set(asked[0]).isdisjoint(asked[1])
     # Four times as fast: about four times as many.
-    assert 2 < len(asked[0]) / len(asked[1]) < 6
+    assert 1.7 < len(asked[0]) / len(asked[1]) < 8
 
 
 def test_an_endpoints_own_model_replaces_that_of_the_inputs(submit: Submit, serve: Serve, outputs: Outputs) -> None:
@@ -121,12 +122,17 @@ def test_an_input_that_kills_the_engine_is_found_and_no_other_suffers(
 def test_an_endpoint_that_is_gone_for_a_while_costs_no_input(submit: Submit, serve: Serve) -> None:
     server = serve(delay=0.005)
     queue = submit(1500)
-    later(0.3, lambda: server.control(cut=True))
-    later(0.9, lambda: server.control(cut=False, status=503, health=503))
-    later(1.5, lambda: server.control(status=500))
-    later(2.1, lambda: server.control(status=404))
-    later(2.7, lambda: server.control(status=200))
     seen: list[batch.Progress] = []
+
+    def trouble() -> None:
+        while not server.asked():
+            time.sleep(0.01)
+        for options in ({"cut": True}, {"cut": False, "status": 503, "health": 503}, {"status": 500}, {"status": 404}):
+            server.control(**options)
+            time.sleep(0.6)
+        server.control(status=200)
+
+    later(0.0, trouble)
     ending = run(queue, server.url, tries=2, progress=seen.append)
     assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 1500, 0)
     endpoint = server.url
@@ -145,7 +151,13 @@ def test_retry_after_is_honoured_and_costs_no_try(submit: Submit, serve: Serve) 
     server = serve(delay=0.002)
     queue = submit(300)
     server.control(status=429, retry_after=2)
-    later(1.0, lambda: server.control(status=200))
+
+    def relent() -> None:
+        while not server.refused():
+            time.sleep(0.05)
+        server.control(status=200)
+
+    later(0.0, relent)
     begun = time.monotonic()
     ending = run(queue, server.url, tries=1)
     assert (ending.state, ending.counts.ok) == ("done", 300)
@@ -164,7 +176,7 @@ def test_a_limit_of_the_endpoint_is_found_by_its_429(submit: Submit, serve: Serv
 def test_a_timeout_is_a_failure_of_the_input_when_others_are_answered(submit: Submit, serve: Serve) -> None:
     prompts = [f"p{i}" for i in range(400)]
     prompts[5] = "hang"
-    ending = run(submit(prompts), serve(delay=0.02).url, timeout=0.5, tries=2)
+    ending = run(submit(prompts), serve(delay=0.02).url, timeout=2.0, tries=2)
     assert (ending.state, ending.counts.ok, ending.counts.failed) == ("done", 399, 1)
 
 
@@ -204,26 +216,33 @@ def test_a_batch_that_only_fails_is_paused_and_its_failures_can_be_asked_again(s
 
 def test_pause_resume_and_cancel_reach_a_runner_from_outside(submit: Submit, serve: Serve, store: str) -> None:
     server = serve(delay=0.02)
-    queue = submit(2000)
+    queue = submit(20_000)
     at: list[int] = []
+    said: list[batch.Progress] = []
 
     def outside() -> None:
         other = batch.open_queue(store, queue.id)
-        time.sleep(0.5)
+        end = time.monotonic() + 120
+
+        def until(condition: Callable[[], bool]) -> None:
+            while not condition() and time.monotonic() < end:
+                time.sleep(0.05)
+
+        until(lambda: other.counts().done > 0)
         other.set_state("paused", reason="lunch")
-        time.sleep(1.7)
+        # Told twice: what was in flight at the first time has its answer by the second.
+        until(lambda: [progress.state for progress in said].count("paused") > 1)
         at.append(other.counts().done)
         time.sleep(1.0)
         at.append(other.counts().done)
         other.set_state("running")
-        time.sleep(1.7)
+        until(lambda: other.counts().done > at[1])
         at.append(other.counts().done)
         other.set_state("cancelled")
         other.close()
 
     thread = threading.Thread(target=outside)
     thread.start()
-    said: list[batch.Progress] = []
     ending = batch.run(
         queue, [batch.EndpointSettings(url=server.url, slots=8, fixed=True)], progress=said.append, signals=False
     )
@@ -233,7 +252,7 @@ def test_pause_resume_and_cancel_reach_a_runner_from_outside(submit: Submit, ser
     paused = [progress.eta.sustained for progress in said if progress.state == "paused"]
     assert len(paused) > 1
     assert len(set(paused)) == 1
-    assert 0 < at[0] == at[1] < at[2] < 2000, at
+    assert 0 < at[0] == at[1] < at[2] < 20_000, at
     # What was answered is there, and nothing was asked that has no result but what was cut off in flight.
     assert len(server.asked()) - ending.counts.done <= 8
 

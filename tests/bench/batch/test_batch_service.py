@@ -23,14 +23,14 @@ def endpoint(serve: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def service(endpoint: Any, tmp_path: Path) -> Iterator[batch.Service]:
-    settings = batch.RunSettings(tries=2, timeout=5, grace=1)
+    settings = batch.RunSettings(tries=2, timeout=60, grace=30)
     with batch.Service(tmp_path / "s", [batch.EndpointSettings(url=endpoint.url)], settings, key="sesame") as found:
         yield found
 
 
 @pytest.fixture
 def client(service: batch.Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="sesame", max_retries=0, timeout=20) as found:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="sesame", max_retries=0, timeout=60) as found:
         yield found
 
 
@@ -40,7 +40,7 @@ def line(custom_id: str, prompt: str, url: str = "/v1/chat/completions") -> str:
 
 
 def ended(client: openai.OpenAI, id: str) -> Any:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while True:
         found = client.batches.retrieve(id)
         if found.status in ("completed", "failed", "expired", "cancelled"):
@@ -102,7 +102,8 @@ def test_a_window_that_closes_lists_what_was_not_answered(client: openai.OpenAI,
     made = client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="2s")  # type: ignore[arg-type]
     found = ended(client, made.id)
     assert found.status == "expired"
-    good = client.files.content(found.output_file_id).text.splitlines()
+    # Of an engine that has had no time to answer there is none.
+    good = client.files.content(found.output_file_id).text.splitlines() if found.output_file_id else []
     bad = [json.loads(row) for row in client.files.content(found.error_file_id).text.splitlines()]
     assert len(good) + len(bad) == 2000
     assert {row["error"]["code"] for row in bad} == {"batch_expired"}
@@ -127,7 +128,7 @@ def test_a_file_that_is_no_batch_fails_validation_with_its_line(client: openai.O
 
 def test_batches_go_on_after_a_restart(endpoint: Any, tmp_path: Path) -> None:
     endpoint.control(delay=0.05)
-    given = tmp_path / "s", [batch.EndpointSettings(url=endpoint.url)], batch.RunSettings(grace=1)
+    given = tmp_path / "s", [batch.EndpointSettings(url=endpoint.url)], batch.RunSettings(grace=30)
     with batch.Service(*given) as service, openai.OpenAI(base_url=f"{service.url}/v1", api_key="x") as client:
         file = upload(client, "".join(line(f"r{i}", f"p{i}") for i in range(400)))
         made = client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
@@ -179,13 +180,13 @@ def test_uploads_that_are_broken_are_refused_and_leave_nothing(service: batch.Se
             f"{service.url}/v1/files",
             content=body.encode(),
             headers={**headers, "Content-Type": content_type},
-            timeout=10,
+            timeout=60,
         )
         assert reply.status_code == 400, (content_type, body[:50], reply.text)
         assert reply.json()["error"]["type"] == "invalid_request_error"
     assert list((tmp_path / "s" / "files").iterdir()) == []
     good = file + part.format("purpose", "", "batch") + "--B--\r\n"
     reply = httpx2.post(
-        f"{service.url}/v1/files", content=good.encode(), headers={**headers, "Content-Type": kind}, timeout=10
+        f"{service.url}/v1/files", content=good.encode(), headers={**headers, "Content-Type": kind}, timeout=60
     )
     assert (reply.status_code, reply.json()["bytes"]) == (200, 1)
