@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .monitoring_rules import _BUDGET, _BURNS, _WORDS, Alert, Facts, _latencies, bound_within
+from .monitoring_rules import _BUDGET, _BURNS, _WORDS, Alert, Facts, _latencies, bound_within, errors_counted
 
 _ADDED_LIMIT = 0.015
 _FLEET_RPS = 8000.0
@@ -93,7 +93,7 @@ def _promises(facts: Facts, ns: str) -> list[Alert]:
                 action="Replicas at their maximum? Slower than when it was measured? tollgate bench run compares",
             )
         )
-    if facts.dialect == "vllm" or (not facts.dialect and facts.source.gateway):
+    if errors_counted(facts):
         limit = facts.objectives.get("error_rate", 0.01)
         found.append(
             Alert(
@@ -110,11 +110,8 @@ def _promises(facts: Facts, ns: str) -> list[Alert]:
 
 def _burns(facts: Facts, ns: str) -> list[Alert]:
     """Error budgets by two windows each: the long one for the size, the short one to stop when it is over."""
-    ratios = [
-        (f"{kind}_over", _BUDGET, f"{kind}_p95_seconds") for kind, _ in _latencies(facts) if facts.dialect == "vllm"
-    ]
-    counted = facts.dialect == "vllm" or (not facts.dialect and facts.source.gateway)
-    if counted and facts.objectives.get("error_rate", 0) > 0:
+    ratios = [(f"{kind}_over", _BUDGET, f"{kind}_p95_seconds") for kind, _ in _latencies(facts) if facts.dialect]
+    if errors_counted(facts) and facts.objectives.get("error_rate", 0) > 0:
         ratios.append(("errors", facts.objectives["error_rate"], "error_rate"))
     found = []
     for record, budget, objective in ratios:
@@ -124,7 +121,8 @@ def _burns(facts: Facts, ns: str) -> list[Alert]:
             bound = ""
             if objective.endswith("_p95_seconds"):
                 kind = objective.removesuffix("_p95_seconds")
-                bound = f" (counted at the engine's bound of {bound_within(kind, facts.objectives[objective]):g} s)"
+                within = bound_within(facts.dialect, kind, facts.objectives[objective])
+                bound = f" (counted at the engine's bound of {within:g} s)"
             found.append(
                 Alert(
                     name="BudgetBurn",
@@ -195,22 +193,25 @@ def _queue(facts: Facts, ns: str) -> list[Alert]:
             ),
             Alert(
                 name="QueueMetricMissing",
-                expr=f'count by (namespace) (up{{{where},pod=~"engine.*"}} == 1) unless on (namespace) '
-                f"count by (namespace) ({source.waiting}{{{where}}})",
+                # By replica: in the middle of an upgrade the old ones still publish it, and the sum is too small.
+                expr=f'count by (namespace) (up{{{where},pod=~"engine.*"}} == 1 unless on (namespace, pod) '
+                f"{source.waiting}{{{where}}})",
                 minutes=2,
                 severity="critical",
-                summary=f"Replicas are scraped but publish no {source.waiting}: nothing scales",
+                summary=f"{{{{ $value }}}} replicas are scraped but publish no {source.waiting}: nothing scales on them",
                 action="A new engine version may have renamed it: state the new name in components/engines/, or go back",
             ),
         ]
-    if facts.replicas_min > 0:
+    # Of an engine without metrics only the gateway is scraped, which stays when no replica runs.
+    scraped = "engine" if facts.dialect else "gateway" if source.gateway else ""
+    if scraped == "gateway" or (scraped and facts.replicas_min > 0):
         found.append(
             Alert(
                 name="NothingScraped",
-                expr=f'absent(up{{{where},pod=~"engine.*"}} == 1)',
+                expr=f'absent(up{{{where},pod=~"{scraped}.*"}} == 1)',
                 minutes=5,
                 severity="critical",
-                summary=f"Prometheus reaches no replica of {source.namespace}",
+                summary=f"Prometheus reaches no pod of the {scraped} in {source.namespace}",
                 action="Are there pods? Does a PodMonitor select them, does a NetworkPolicy let Prometheus in?",
             )
         )
@@ -224,7 +225,7 @@ def _starts(facts: Facts) -> list[Alert]:
     return [
         Alert(
             name="PodsPending",
-            expr=f'sum by (namespace) (kube_pod_status_phase{{{where},phase="Pending"}}) > 0',
+            expr=f'sum by (namespace) (kube_pod_status_scheduled{{{where},condition="false"}}) > 0',
             minutes=10,
             severity="warning",
             summary="{{ $value }} replicas have had no node for 10 minutes",
@@ -232,11 +233,12 @@ def _starts(facts: Facts) -> list[Alert]:
         ),
         Alert(
             name="SlowColdStart",
+            # From the node on: images, weights that an init container fetches, the engine's own start.
             expr=f'sum by (namespace) (kube_pod_status_ready{{{where},condition="false"}} '
-            f'and on (namespace, pod) kube_pod_status_phase{{{where},phase="Running"}} == 1) > 0',
+            f'and on (namespace, pod) kube_pod_status_scheduled{{{where},condition="true"}} == 1) > 0',
             minutes=minutes,
             severity="warning",
-            summary=f"{{{{ $value }}}} replicas run but are not Ready after {facts.start_seconds:.0f} s",
+            summary=f"{{{{ $value }}}} replicas have a node but are not Ready after {facts.start_seconds:.0f} s",
             action="Slow disk or registry, or a crash loop: kubectl describe pod; weights nearer: serving.cache",
         ),
     ]
@@ -269,8 +271,14 @@ def _scaling(facts: Facts) -> list[Alert]:
         ),
         Alert(
             name="ScalerFailing",
-            expr=f"sum by (namespace) (increase(keda_scaled_object_errors_total{ns}[5m]) "
-            f"or increase(keda_scaler_detail_errors_total{ns}[5m])) > 0",
+            # KEDA's own label `namespace` is called so only where its monitor honours labels, which depends on the chart.
+            expr="sum("
+            + " or ".join(
+                f'increase({metric}{{{label}="{facts.source.namespace}"}}[5m])'
+                for metric in ("keda_scaled_object_errors_total", "keda_scaler_detail_errors_total")
+                for label in ("namespace", "exported_namespace")
+            )
+            + ") > 0",
             minutes=5,
             severity="critical",
             summary="KEDA gets no number for its query; it holds the replicas",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import stacks
 
 from .autoscaler_policy import triggers
-from .monitoring_rules import Facts, recordings
+from .monitoring_rules import Facts, memory, recordings
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.timeseries import Panel as Builder
@@ -102,7 +102,7 @@ def _performance(facts: Facts) -> tuple[Panel, ...]:
 
 def _resources(facts: Facts) -> tuple[Panel, ...]:
     ns = _ns(facts)
-    pods = f'{{namespace="{facts.source.namespace}",pod=~"engine.*"}}'
+    pods = f'namespace="{facts.source.namespace}",pod=~"engine.*"'
     return (
         Panel(
             title="CPU",
@@ -121,7 +121,7 @@ def _resources(facts: Facts) -> tuple[Panel, ...]:
         Panel(
             title="Memory by replica",
             unit="bytes",
-            lines=(Line(expr=f"process_resident_memory_bytes{pods}", legend="{{pod}}"),),
+            lines=(Line(expr=memory(pods), legend="{{pod}}"),),
         ),
     )  # fmt: skip
 

@@ -21,20 +21,26 @@ import stacks
 
 from .autoscaler_policy import Source
 
-# As vLLM 0.32 serves them (tests/bench/simulator/vllm-0.32.0-series.txt); the jump from 1.0 to 2.5 is its own.
-BOUNDS: dict[str, tuple[float, ...]] = {
-    "ttft": (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-             160.0, 640.0, 2560.0),
-    "itl": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-    "e2e": (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-            1920.0, 7680.0),
+# Bounds of the histograms, by dialect. vLLM's as 0.32 serves them (tests/bench/simulator/vllm-0.32.0-series.txt); the jump from
+# 1.0 to 2.5 is its own. SGLang's as its source states them (tests/components/sglang-metrics.txt says where).
+BOUNDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "vllm": {
+        "ttft": (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+                 160.0, 640.0, 2560.0),
+        "itl": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+        "e2e": (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+                1920.0, 7680.0),
+    },
+    "sglang": {
+        "ttft": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 200.0, 400.0),
+        "itl": (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8,
+                1.0, 2.0, 4.0, 6.0, 8.0),
+        "e2e": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 200.0, 400.0, 600.0,
+                1200.0, 1800.0, 2400.0),
+    },
 }  # fmt: skip
-_HISTOGRAMS = {
-    "vllm": {"ttft": "vllm:time_to_first_token_seconds", "itl": "vllm:inter_token_latency_seconds",
-             "e2e": "vllm:e2e_request_latency_seconds"},
-    "sglang": {"ttft": "sglang:time_to_first_token_seconds", "itl": "sglang:inter_token_latency_seconds",
-               "e2e": "sglang:e2e_request_latency_seconds"},
-}  # fmt: skip
+_HISTOGRAMS = {"ttft": "time_to_first_token_seconds", "itl": "inter_token_latency_seconds",
+               "e2e": "e2e_request_latency_seconds"}  # fmt: skip
 _WORDS = {"ttft": "time to first token", "itl": "time between tokens", "e2e": "time to the last token"}
 # Google's SRE workbook, chapter 5: a fast burn eats 2 % of a month's budget in an hour, a slow one 5 % in six.
 _BURNS = (("fast", 14.4, "1h", "5m", "critical"), ("slow", 6.0, "6h", "30m", "warning"))
@@ -79,9 +85,35 @@ class Alert:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def bound_within(kind: str, limit: float) -> float:
+def bound_within(dialect: str, kind: str, limit: float) -> float:
     """The largest bound of that histogram that is not above the promise; the smallest where all are."""
-    return max((bound for bound in BOUNDS[kind] if bound <= limit), default=BOUNDS[kind][0])
+    bounds = BOUNDS[dialect][kind]
+    return max((bound for bound in bounds if bound <= limit), default=bounds[0])
+
+
+def cpu(pods: str) -> str:
+    """Cores in use by each replica, as a query; `pods`: matchers.
+
+    By the kubelet where it is scraped, as kube-prometheus-stack does: an engine's own number leaves out its workers, where it
+    has one at all. Else by what the process says of itself. Two minutes, because the kubelet is asked every 30 s.
+    """
+    return (
+        f'(sum by (namespace, pod) (rate(container_cpu_usage_seconds_total{{{pods},container!=""}}[2m]))'
+        f" or sum by (namespace, pod) (rate(process_cpu_seconds_total{{{pods}}}[1m])))"
+    )
+
+
+def memory(pods: str) -> str:
+    """Bytes in use by each replica, as a query, by the same sources as `cpu`."""
+    return (
+        f'(sum by (namespace, pod) (container_memory_working_set_bytes{{{pods},container!=""}})'
+        f" or sum by (namespace, pod) (process_resident_memory_bytes{{{pods}}}))"
+    )
+
+
+def errors_counted(facts: Facts) -> str:
+    """Who counts failed requests: the engine, the gateway, or empty for nobody."""
+    return "engine" if facts.dialect == "vllm" else "gateway" if facts.source.gateway else ""
 
 
 def _shown(value: float) -> str:
@@ -96,22 +128,18 @@ def recordings(facts: Facts) -> list[tuple[str, str]]:
     """(record, expr) pairs. What a stack has no source for is left out, and so is what would be read from it."""
     ns, source = f'namespace="{facts.source.namespace}"', facts.source
     pods = f'{ns},pod=~"engine.*"'
+    # An engine without metrics is not scraped: its replicas are known from their state alone.
+    there = (
+        f"count by (namespace) (up{{{pods}}} == 1)"
+        if facts.dialect
+        else f'sum by (namespace) (kube_pod_status_ready{{{pods},condition="true"}})'
+    )
     found = [
-        ("tollgate:replicas:count", f"count by (namespace) (up{{{pods}}} == 1)"),
-        ("tollgate:slots:sum", f"count by (namespace) (up{{{pods}}} == 1) * {source.slots}"),
-        (
-            "tollgate:cpu_utilisation:ratio",
-            f"sum by (namespace) (rate(process_cpu_seconds_total{{{pods}}}[1m]))"
-            f" / (count by (namespace) (process_cpu_seconds_total{{{pods}}}) * {source.cpus:g})",
-        ),
-        (
-            "tollgate:cpu_utilisation:max",
-            f"max by (namespace) (rate(process_cpu_seconds_total{{{pods}}}[1m])) / {source.cpus:g}",
-        ),
-        (
-            "tollgate:memory_utilisation:max",
-            f"max by (namespace) (process_resident_memory_bytes{{{pods}}}) / {facts.memory_bytes:.0f}",
-        ),
+        ("tollgate:replicas:count", there),
+        ("tollgate:slots:sum", f"{there} * {source.slots}"),
+        ("tollgate:cpu_utilisation:ratio", f"avg by (namespace) {cpu(pods)} / {source.cpus:g}"),
+        ("tollgate:cpu_utilisation:max", f"max by (namespace) {cpu(pods)} / {source.cpus:g}"),
+        ("tollgate:memory_utilisation:max", f"max by (namespace) {memory(pods)} / {facts.memory_bytes:.0f}"),
     ]
     if source.waiting:
         found.append(("tollgate:queue:sum", f"sum by (namespace) ({source.waiting}{{{ns}}})"))
@@ -121,6 +149,8 @@ def recordings(facts: Facts) -> list[tuple[str, str]]:
         found += _engine(facts, ns)
     elif source.gateway:
         found += _gateway(ns)
+    if errors_counted(facts) == "gateway":
+        found += _failed(ns)
     if any(record == "tollgate:output_tokens:rate1m" for record, _ in found):
         found.append(
             (
@@ -165,7 +195,8 @@ def _engine(facts: Facts, ns: str) -> list[tuple[str, str]]:
                 for window in ("2m", "5m", "30m", "1h", "6h")
             ],
         ]
-    for kind, name in _HISTOGRAMS[facts.dialect].items():
+    for kind, short in _HISTOGRAMS.items():
+        name = f"{facts.dialect}:{short}"
         for share in (50, 95, 99):
             found.append(
                 (
@@ -173,9 +204,9 @@ def _engine(facts: Facts, ns: str) -> list[tuple[str, str]]:
                     f"histogram_quantile({share / 100:g}, sum by (namespace, le) (rate({name}_bucket{{{ns}}}[1m])))",
                 )
             )
-    # Shares of requests over the promise; only of an engine whose bounds are known.
-    for kind, limit in _latencies(facts) if vllm else ():
-        name, bound = _HISTOGRAMS["vllm"][kind], _shown(bound_within(kind, limit))
+    # Shares of requests over the promise.
+    for kind, limit in _latencies(facts):
+        name, bound = f"{facts.dialect}:{_HISTOGRAMS[kind]}", _shown(bound_within(facts.dialect, kind, limit))
         for window in ("5m", "30m", "1h", "6h"):
             within = f'sum by (namespace) (rate({name}_bucket{{{ns},le="{bound}"}}[{window}]))'
             found.append(
@@ -199,14 +230,18 @@ def _gateway(ns: str) -> list[tuple[str, str]]:
         ("tollgate:requests:rate1m", f'sum by (namespace) (rate({answers}{{{ns},code="2xx"}}[1m]))'),
         ("tollgate:requests:increase1h", f'sum by (namespace) (increase({answers}{{{ns},code="2xx"}}[1h]))'),
         ("tollgate:e2e_seconds:mean", f"max by (namespace) (haproxy_backend_total_time_average_seconds{{{ns}}})"),
-        *[
-            (
-                f"tollgate:errors:ratio{window}",
-                f'sum by (namespace) (rate({answers}{{{ns},code="5xx"}}[{window}]))'
-                f" / (sum by (namespace) (rate({answers}{{{ns}}}[{window}])) > 0)",
-            )
-            for window in ("2m", "5m", "30m", "1h", "6h")
-        ],
+    ]
+
+
+def _failed(ns: str) -> list[tuple[str, str]]:
+    answers = "haproxy_backend_http_responses_total"
+    return [
+        (
+            f"tollgate:errors:ratio{window}",
+            f'sum by (namespace) (rate({answers}{{{ns},code="5xx"}}[{window}]))'
+            f" / (sum by (namespace) (rate({answers}{{{ns}}}[{window}])) > 0)",
+        )
+        for window in ("2m", "5m", "30m", "1h", "6h")
     ]
 
 

@@ -20,8 +20,10 @@ Object = Mapping[str, Any]
 
 
 def exposition(pods: Iterable[Object], autoscalers: Iterable[Object]) -> str:
-    """`kube_pod_status_phase`, `kube_pod_status_ready` and `kube_horizontalpodautoscaler_info` of all of them."""
-    phases, ready, scalers = [], [], []
+    """`kube_pod_status_phase`, `…_ready`, `…_scheduled` and `kube_horizontalpodautoscaler_info` of all of them."""
+    phases: list[str] = []
+    conditions: dict[str, list[str]] = {"Ready": [], "PodScheduled": []}
+    scalers = []
     for pod in pods:
         metadata, status = pod["metadata"], pod.get("status") or {}
         own = f'namespace="{metadata["namespace"]}",pod="{metadata["name"]}",uid="{metadata["uid"]}"'
@@ -29,10 +31,13 @@ def exposition(pods: Iterable[Object], autoscalers: Iterable[Object]) -> str:
             f'kube_pod_status_phase{{{own},phase="{phase}"}} {int(status.get("phase") == phase)}' for phase in _PHASES
         ]
         for condition in status.get("conditions") or ():
-            # Before a pod has a node it has no such condition, and so no series.
-            if condition["type"] == "Ready":
+            # A pod without that condition, as one without a node has none of Ready, has no series.
+            if condition["type"] in conditions:
+                name = "ready" if condition["type"] == "Ready" else "scheduled"
                 said = str(condition["status"]).lower()
-                ready += [f'kube_pod_status_ready{{{own},condition="{one}"}} {int(one == said)}' for one in _CONDITIONS]
+                conditions[condition["type"]] += [
+                    f'kube_pod_status_{name}{{{own},condition="{one}"}} {int(one == said)}' for one in _CONDITIONS
+                ]
     for one in autoscalers:
         metadata, target = one["metadata"], one["spec"]["scaleTargetRef"]
         scalers.append(
@@ -43,7 +48,8 @@ def exposition(pods: Iterable[Object], autoscalers: Iterable[Object]) -> str:
     lines = []
     for name, samples in (
         ("kube_pod_status_phase", phases),
-        ("kube_pod_status_ready", ready),
+        ("kube_pod_status_ready", conditions["Ready"]),
+        ("kube_pod_status_scheduled", conditions["PodScheduled"]),
         ("kube_horizontalpodautoscaler_info", scalers),
     ):
         lines += [f"# TYPE {name} gauge", *samples]

@@ -17,7 +17,7 @@ import yaml
 
 import stacks
 from bench.simulator import _stats
-from components.autoscaler_policy import Source
+from components.autoscaler_policy import Source, triggers
 from components.monitoring_rules import BOUNDS, Facts, alerts, bound_within, recordings, rule_file
 from local import tools
 
@@ -46,8 +46,20 @@ VLLM = Facts(
 OLLAMA = dataclasses.replace(
     VLLM, source=Source(namespace="ns", waiting=None, running=None, gateway=True, slots=8, cpus=4.0), dialect=""
 )
+SGLANG = dataclasses.replace(
+    VLLM,
+    source=Source(
+        namespace="ns",
+        waiting="sglang:num_queue_reqs",
+        running="sglang:num_running_reqs",
+        gateway=True,
+        slots=8,
+        cpus=4.0,
+    ),
+    dialect="sglang",
+)
 FLEET = dataclasses.replace(VLLM, fleet=True)
-FACTS = {"vllm": VLLM, "ollama": OLLAMA, "fleet": FLEET}
+FACTS = {"vllm": VLLM, "ollama": OLLAMA, "sglang": SGLANG, "fleet": FLEET}
 
 # 15 s apart, half an hour; `{}` stands for the labels of one pod.
 _POD = 'namespace="ns",pod="engine-1"'
@@ -85,9 +97,14 @@ def proxied(failed: float) -> dict[str, str]:
 
 
 _TTFT, _E2E = "vllm:time_to_first_token_seconds", "vllm:e2e_request_latency_seconds"
-_PENDING = 'kube_pod_status_phase{namespace="ns",pod="engine-2",phase="Pending"}'
-_RUNNING = 'kube_pod_status_phase{namespace="ns",pod="engine-2",phase="Running"}'
+_NO_NODE = 'kube_pod_status_scheduled{namespace="ns",pod="engine-2",condition="false"}'
+_ON_NODE = 'kube_pod_status_scheduled{namespace="ns",pod="engine-2",condition="true"}'
 _UNREADY = 'kube_pod_status_ready{namespace="ns",pod="engine-2",condition="false"}'
+_READY = 'kube_pod_status_ready{{namespace="ns",pod="engine-{}",condition="true"}}'
+_CPU = 'container_cpu_usage_seconds_total{{namespace="ns",pod="engine-1",container="{}"}}'
+_MEMORY = 'container_memory_working_set_bytes{{namespace="ns",pod="engine-1",container="{}"}}'
+_OPEN = 'haproxy_backend_current_sessions{namespace="ns",pod="gateway-1",proxy="engine"}'
+_SLOW = "sglang:time_to_first_token_seconds"
 _HPA = 'kube_horizontalpodautoscaler_info{{namespace="ns",horizontalpodautoscaler="{}",scaletargetref_name="engine"}}'
 _FINE = "http_request_duration_highr_seconds"
 
@@ -114,19 +131,33 @@ CASES: list[Case] = [
      {f"process_cpu_seconds_total{{{_POD}}}": "0+50x120"}, 12),
     ("vllm", "ResourceExhaustion", {"resource": "memory"}, {f"process_resident_memory_bytes{{{_POD}}}": "950x120"},
      {f"process_resident_memory_bytes{{{_POD}}}": "850x120"}, 12),
+    # The kubelet's own numbers count where they are: the engine's leave out its workers. The pod's own cgroup counts twice.
+    ("vllm", "ResourceExhaustion", {"resource": "cpu"},
+     {f"process_cpu_seconds_total{{{_POD}}}": "0+1x120", _CPU.format("engine"): "0+59x120", _CPU.format(""): "0+60x120"},
+     {f"process_cpu_seconds_total{{{_POD}}}": "0+59x120", _CPU.format("engine"): "0+50x120", _CPU.format(""): "0+60x120"}, 12),
+    ("vllm", "ResourceExhaustion", {"resource": "memory"}, {_MEMORY.format("engine"): "950x120"},
+     {_MEMORY.format("engine"): "850x120", _MEMORY.format(""): "950x120"}, 12),
     ("vllm", "KvCacheFull", {}, {f"vllm:kv_cache_usage_perc{{{_POD}}}": "0.97x120"},
      {f"vllm:kv_cache_usage_perc{{{_POD}}}": "0.9x120"}, 12),
     ("vllm", "Preemptions", {}, {f"vllm:num_preemptions_total{{{_POD}}}": "0+15x120"},
      {f"vllm:num_preemptions_total{{{_POD}}}": "0x120"}, 20),
     ("vllm", "QueueGrowing", {}, _UP | {_WAITING: "0+2x120"}, _UP | {_WAITING: "40x120"}, 20),
     ("vllm", "QueueMetricMissing", {}, _UP, _UP | {_WAITING: "0x120"}, 10),
+    # In the middle of an upgrade: the old replica publishes it, the new one does not.
+    ("vllm", "QueueMetricMissing", {}, _TWO_UP | {_WAITING: "0x120"}, _TWO_UP | {_WAITING: "0x120",
+     'vllm:num_requests_waiting{namespace="ns",pod="engine-2"}': "0x120"}, 10),
     ("vllm", "NothingScraped", {}, {f"up{{{_POD}}}": "0x120"}, _UP, 10),
-    ("vllm", "PodsPending", {}, {_PENDING: "1x120"}, {_PENDING: "1x20 0x100"}, 15),
-    ("vllm", "SlowColdStart", {}, {_UNREADY: "1x120", _RUNNING: "1x120"}, {_UNREADY: "1x120", _RUNNING: "0x120"}, 10),
+    # A pod whose image is fetched is Pending, too, but has its node.
+    ("vllm", "PodsPending", {}, {_NO_NODE: "1x120"}, {_NO_NODE: "1x20 0x100",
+     'kube_pod_status_phase{namespace="ns",pod="engine-2",phase="Pending"}': "1x120"}, 15),
+    ("vllm", "SlowColdStart", {}, {_UNREADY: "1x120", _ON_NODE: "1x120"}, {_UNREADY: "1x120", _ON_NODE: "0x120"}, 10),
     ("vllm", "ReplicasAtMax", {}, _TWO_UP | {_WAITING: "3x120"}, _UP | {_WAITING: "3x120"}, 15),
     ("vllm", "KedaDown", {}, {}, {"keda_build_info": "1x120"}, 10),
     ("vllm", "ScalerFailing", {}, {'keda_scaled_object_errors_total{namespace="ns"}': "0+1x120"},
      {'keda_scaled_object_errors_total{namespace="ns"}': "4x120"}, 15),
+    ("vllm", "ScalerFailing", {},
+     {'keda_scaler_detail_errors_total{namespace="keda",exported_namespace="ns"}': "0+1x120"},
+     {'keda_scaler_detail_errors_total{namespace="keda",exported_namespace="other"}': "0+1x120"}, 15),
     ("vllm", "TwoAutoscalers", {}, {_HPA.format("a"): "1x120", _HPA.format("b"): "1x120"}, {_HPA.format("a"): "1x120"}, 5),
     # A day and a half before Unix second 200,000 and three days before it.
     ("vllm", "EvidenceExpires", {}, {}, {}, 1200),
@@ -135,9 +166,20 @@ CASES: list[Case] = [
      {'haproxy_backend_total_time_average_seconds{namespace="ns",pod="gateway-1",proxy="engine"}': "9x120"}, 15),
     ("ollama", "HighErrorRate", {}, proxied(5), proxied(0.5), 10),
     ("ollama", "BudgetBurn", {"objective": "error_rate", "speed": "fast"}, proxied(20), proxied(10), 70),
+    # Nobody scrapes Ollama: its replicas are counted by their state.
     ("ollama", "ReplicasAtMax", {},
-     _TWO_UP | {'haproxy_backend_current_sessions{namespace="ns",pod="gateway-1",proxy="engine"}': "30x120"},
-     _TWO_UP | {'haproxy_backend_current_sessions{namespace="ns",pod="gateway-1",proxy="engine"}': "10x120"}, 15),
+     {_READY.format(1): "1x120", _READY.format(2): "1x120", _OPEN: "30x120"},
+     {_READY.format(1): "1x120", _READY.format(2): "1x120", _OPEN: "10x120"}, 15),
+    ("ollama", "NothingScraped", {}, {'up{namespace="ns",pod="gateway-1"}': "0x120"},
+     {'up{namespace="ns",pod="gateway-1"}': "1x120"}, 10),
+    ("sglang", "HighLatency", {"objective": "ttft_p95_seconds"}, histogram(_SLOW, 0.5, "1.0", "2.0"),
+     histogram(_SLOW, 0.01, "1.0", "2.0"), 15),
+    ("sglang", "HighErrorRate", {}, proxied(5), proxied(0.5), 10),
+    ("sglang", "BudgetBurn", {"objective": "ttft_p95_seconds", "speed": "fast"}, histogram(_SLOW, 0.9, "1.0", "2.0"),
+     histogram(_SLOW, 0.5, "1.0", "2.0"), 70),
+    ("sglang", "QueueMetricMissing", {}, _UP, _UP | {f"sglang:num_queue_reqs{{{_POD}}}": "0x120"}, 10),
+    ("sglang", "KvCacheFull", {}, {f"sglang:token_usage{{{_POD}}}": "0.97x120"},
+     {f"sglang:token_usage{{{_POD}}}": "0.9x120"}, 12),
     ("fleet", "HighLatency", {}, histogram(_FINE, 0.5, "0.01", "0.025"), histogram(_FINE, 0.001, "0.01", "0.025"), 15),
     ("fleet", "LowThroughput", {}, {_DONE: "0+15x120"}, {_DONE: "0+150000x120"}, 20),
 ]  # fmt: skip
@@ -205,7 +247,7 @@ def test_the_test_can_fail(tmp_path: Path) -> None:
 
 def test_no_alert_is_without_its_case() -> None:
     known = {(kind, name) for kind, name, *_ in CASES}
-    same = {"ollama": "vllm", "fleet": "vllm", "vllm": "vllm"}
+    same = dict.fromkeys(FACTS, "vllm")
     for kind, facts in FACTS.items():
         for one in alerts(facts):
             if one.name != "TollgateAlive":
@@ -228,10 +270,40 @@ def test_alerts_read_nothing_that_is_not_recorded() -> None:
 
 
 def test_promises_between_two_bounds_are_judged_at_the_lower_one() -> None:
-    assert bound_within("ttft", 2.0) == 1.0
-    assert bound_within("ttft", 2.5) == 2.5
-    assert bound_within("itl", 0.001) == 0.01
+    assert bound_within("vllm", "ttft", 2.0) == 1.0
+    assert bound_within("vllm", "ttft", 2.5) == 2.5
+    assert bound_within("vllm", "itl", 0.001) == 0.01
+    assert bound_within("sglang", "ttft", 2.5) == 2.0
 
 
 def test_the_bounds_are_those_that_the_engine_serves() -> None:
-    assert {"ttft": _stats.TTFT, "itl": _stats.ITL, "e2e": _stats.LATENCY} == BOUNDS
+    assert BOUNDS["vllm"] == {"ttft": _stats.TTFT, "itl": _stats.ITL, "e2e": _stats.LATENCY}
+
+
+def read(facts: Facts, prefix: str) -> set[str]:
+    """The engine's series that recordings, alerts and the autoscaler's queries read."""
+    texts = [expr for _, expr in recordings(facts)] + [one.expr for one in alerts(facts)]
+    texts += [one.query for one in triggers(stacks.Autoscaling(), facts.source, replicas_min=1)]
+    return set(re.findall(rf"\b{prefix}[a-z0-9_:]+", " ".join(texts)))
+
+
+def test_every_series_that_is_read_of_vllm_was_captured_from_a_real_one() -> None:
+    path = Path(__file__).parents[1] / "bench" / "simulator" / "vllm-0.32.0-series.txt"
+    captured = {line.partition("{")[0].split()[0] for line in path.read_text().splitlines() if line.strip()}
+    asked = read(VLLM, "vllm:") | read(FLEET, "vllm:") | read(FLEET, "http_")
+    assert asked
+    assert asked <= captured
+    assert {"process_cpu_seconds_total", "process_resident_memory_bytes"} <= captured
+
+
+def test_every_series_that_is_read_of_sglang_is_in_its_source() -> None:
+    path = Path(__file__).with_name("sglang-metrics.txt")
+    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    known = {name for kind, name, *_ in lines if kind != "histogram"}
+    bounds = {name: tuple(map(float, numbers)) for kind, name, *numbers in lines if kind == "histogram"}
+    known |= {f"{name}_{end}" for name in bounds for end in ("bucket", "count", "sum")}
+    asked = read(SGLANG, "sglang:")
+    assert asked
+    assert asked <= known
+    ours = BOUNDS["sglang"]
+    assert [ours["ttft"], ours["itl"], ours["e2e"]] == list(bounds.values())
