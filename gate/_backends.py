@@ -73,14 +73,15 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=".writing-", delete=False) as file:
                 aside = Path(file.name)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                aside.chmod(0o444)
-                (self.path / name).hardlink_to(aside)
-            finally:
-                aside.unlink()
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    aside.chmod(0o444)
+                    (self.path / name).hardlink_to(aside)
+                finally:
+                    # On a full disk, too: what was begun would take room for ever.
+                    aside.unlink()
             stacks.sync(self.path)
         except FileExistsError:
             return False

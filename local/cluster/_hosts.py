@@ -94,5 +94,11 @@ class HostsFile:
             self._changed.clear()
             text = render(self._own, self._services.values(), self._slices.values())
             if text != self._written:
-                write_in_place(self._path, text)
+                try:
+                    write_in_place(self._path, text)
+                except OSError:
+                    # A full disk passes; until then names are as they were.
+                    await asyncio.sleep(1)
+                    self._changed.set()
+                    continue
                 self._written = text

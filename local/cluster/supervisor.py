@@ -50,6 +50,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._began = time.monotonic()
         self._own_hosts = _hosts.machine_hosts()
+        self._unsaved = False
         self._state: dict[str, Any] = {
             "name": layout.name,
             "slot": slot,
@@ -67,11 +68,21 @@ class Supervisor:
     # ------------------------------------------------------------------ state
 
     def save(self, **changes: Any) -> None:
-        """Replace `state.json` as a whole."""
+        """Replace `state.json` as a whole. On a full disk that waits: what keeps processes running must not end with it."""
         self._state.update(changes)
         temporary = self._layout.state.with_name("state.json.new")
-        temporary.write_text(json.dumps(self._state, indent=1))
-        temporary.replace(self._layout.state)
+        try:
+            temporary.write_text(json.dumps(self._state, indent=1))
+            temporary.replace(self._layout.state)
+            self._unsaved = False
+        except OSError as error:
+            self._unsaved = True
+            print(f"state.json could not be written: {error.strerror}", file=sys.stderr, flush=True)
+
+    def save_again(self) -> None:
+        """What `save` could not write."""
+        if self._unsaved:
+            self.save()
 
     def _note(self, name: str, **changes: Any) -> None:
         self._state["components"][name].update(changes)
@@ -116,6 +127,7 @@ class Supervisor:
         others = [
             asyncio.create_task(_hosts.HostsFile(self._layout.hosts, self._own_hosts, api).follow()),
             asyncio.create_task(self._bound_logs()),
+            asyncio.create_task(self._save_in_time()),
             asyncio.create_task(self._monitoring(api)),
         ]
         everything = asyncio.gather(*(event.wait() for event in self._ready.values()))
@@ -173,7 +185,13 @@ class Supervisor:
             if one.name == "kube-proxy":
                 await self._proxy_node(api)
             began = time.monotonic()
-            pid = self._start(one)
+            try:
+                pid = self._start(one)
+            except OSError as error:
+                # Such as a full disk, or no more processes: both pass.
+                print(f"{one.name} could not be started: {error}", file=sys.stderr, flush=True)
+                await asyncio.sleep(1)
+                continue
             ended = self._exits[pid]
             self._note(one.name, phase="starting", pid=pid, since=time.time())
             waiting = asyncio.create_task(self._until_ready(one, api, began))
@@ -231,6 +249,11 @@ class Supervisor:
                 if answer.status_code in (200, 201, 409):
                     return
             await asyncio.sleep(0.1)
+
+    async def _save_in_time(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.save_again()
 
     async def _bound_logs(self) -> None:
         while True:

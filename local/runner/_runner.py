@@ -96,11 +96,17 @@ class Runner:
 
     async def _on_node(self, event: str, node: Object) -> None:
         lost = await self.nodes.handle(event, node)
-        for pod in self._pods.values():
+        for uid, pod in self._pods.items():
             if pod.pod["spec"].get("nodeName") in lost:
+                # Should the node come back before they are collected, they begin again, as after a machine's reboot.
+                self._waiting[uid] = pod.pod
                 pod.gone()
+        self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        """Those whose node is there by now, and that have no processes left from when it was there before."""
         for uid, waiting in list(self._waiting.items()):
-            if waiting["spec"]["nodeName"] in self.nodes.names:
+            if waiting["spec"]["nodeName"] in self.nodes.names and (uid not in self._pods or self._pods[uid].ended):
                 del self._waiting[uid]
                 self._take(waiting)
 
@@ -113,12 +119,12 @@ class Runner:
             self._waiting.pop(uid, None)
             if uid in self._pods:
                 self._pods[uid].gone()
+        elif uid in self._waiting or pod["spec"]["nodeName"] not in self.nodes.names:
+            self._waiting[uid] = pod
         elif uid in self._pods and not self._pods[uid].ended:
             self._pods[uid].update(pod)
-        elif pod["spec"]["nodeName"] in self.nodes.names:
-            self._take(pod)
         else:
-            self._waiting[uid] = pod
+            self._take(pod)
 
     def _take(self, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
@@ -168,6 +174,7 @@ class Runner:
                     self._left.pop(uid, None)
                 else:
                     pod.look_at_logs(moment)
+            self._take_waiting()
 
     async def _refresh(self) -> None:
         while True:

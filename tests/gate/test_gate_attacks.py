@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -432,3 +433,20 @@ def test_no_byte_can_be_left_out_or_added(world: Any, data: st.DataObject) -> No
     for edited in (less, more):
         with pytest.raises(gate.EvidenceBroken):
             gate.unseal(edited, gate.load_keys(world.root).trusted, "edited")
+
+
+def test_a_full_disk_keeps_nothing_of_the_statement_that_did_not_fit(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    world.record()
+    folder = world.root / ".tollgate" / "evidence"
+    with monkeypatch.context() as patched:
+        patched.setattr("gate._backends.os.fsync", full)
+        with pytest.raises(stacks.TollgateError, match=r"cannot be written \(No space left on device\)"):
+            world.record(world.result(world.slow))
+    assert [path.name for path in folder.iterdir()] == ["000001.json"]
+    world.record(world.result(world.slow))
+    assert len(world.files()) == 2

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.cluster
@@ -247,3 +248,35 @@ def test_ten_pods_are_ready_soon_after_apply(pods: Pods, kubectl: Kubectl) -> No
     kubectl("create", "-n", pods.namespace, "-f", "-", given=json.dumps(listed))
     # The target of three seconds is measured by hand; here it is only kept from becoming absurd on a busy machine.
     kubectl("wait", "-n", pods.namespace, "--for=condition=Ready", "pod", "--all", "--timeout=20s")
+
+
+def shim_pid(cluster: Any, uid: str) -> int:
+    """Of the pod's one container; 0 while it has none."""
+    try:
+        known = json.loads((cluster.state_dir / "runner" / "pods" / uid / "pod.json").read_text())
+        return int(known["containers"]["c"]["pid"])
+    except (OSError, KeyError):
+        return 0
+
+
+@pytest.mark.parametrize("how", ["deleted", "unlabelled"])
+def test_a_node_that_comes_back_before_its_pods_were_collected_starts_them_again(
+    cluster: Any, pods: Pods, kubectl: Kubectl, how: str
+) -> None:
+    pods.create(pod("again", "exec sleep 300"))
+    until(lambda: pods.container("again").get("ready"), "the pod is ready")
+    uid = pods.get("again")["metadata"]["uid"]
+    first = shim_pid(cluster, uid)
+    node = json.loads(kubectl("get", "node", NODE, "-o", "json"))["metadata"]
+    if how == "deleted":
+        kubectl("delete", "node", NODE, "--wait=false")
+    else:
+        kubectl("label", "node", NODE, "tollgate.dev/runner-")
+    until(lambda: not psutil.pid_exists(first), "the pod's process ends with the node")
+    if how == "deleted":
+        kept = {key: node[key] for key in ("name", "labels", "annotations")}
+        kubectl("create", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": kept}))
+    else:
+        kubectl("label", "node", NODE, "tollgate.dev/runner=process")
+    until(lambda: shim_pid(cluster, uid) not in (0, first), "the same pod begins again")
+    until(lambda: pods.container("again").get("ready"), "and is ready again")
