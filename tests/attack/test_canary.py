@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from tests.attack.conftest import CANARY
+from tests.ports import free_port
 from tests.tollgate.conftest import Command
 
 HERE = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def tollgate(root: Path, *arguments: str, **extra: str) -> str:
     """All that a command says; its exit code does not matter, a traceback does."""
     env = {**os.environ, **dict.fromkeys(_VARIABLES, CANARY), "PYTHONPATH": str(HERE), **extra}
     command = [sys.executable, "-m", "tollgate", *arguments]
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False)
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     return said
@@ -92,19 +92,17 @@ def test_the_canary_would_be_found(project: Path) -> None:
 @pytest.fixture
 def simulator() -> Iterator[str]:
     """An engine that asks for the key, which is told to it by its environment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     env = {**os.environ, "VLLM_API_KEY": CANARY, "TOLLGATE_SIM_TTFT": "5ms", "TOLLGATE_SIM_ITL": "1ms"}
     words = ["vllm", "serve", "tiny", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512"]
     command = [sys.executable, "-m", "bench.simulator", *words]
     process = subprocess.Popen(command, cwd=HERE, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                urllib.request.urlopen(f"{url}/health", timeout=10).close()
                 break
             except OSError:
                 assert process.poll() is None
@@ -113,7 +111,7 @@ def simulator() -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def arguments_of(process: subprocess.Popen[str]) -> list[list[str]]:
@@ -140,7 +138,7 @@ def watched(root: Path, *arguments: str) -> str:
                 seen += 1
                 assert CANARY not in " ".join(line)
             time.sleep(0.05)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait()
@@ -151,7 +149,7 @@ def watched(root: Path, *arguments: str) -> str:
 
 def test_a_benchmark_sends_its_key_and_keeps_it(simulator: str, project: Path, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{simulator}/v1/models", timeout=5)
+        urllib.request.urlopen(f"{simulator}/v1/models", timeout=60)
     forms = [word for kind in ("json", "html", "csv", "markdown") for word in (f"--{kind}", f"r.{kind}")]
     said = watched(
         project, "bench", "--url", simulator, "--engine", "vllm", "--model", "tiny", "-c", "2", "--requests", "60",

@@ -18,7 +18,7 @@ from tests.tollgate.conftest import HERE
 @cache
 def bill() -> dict[str, Any]:
     command = [sys.executable, str(HERE / ".ci" / "sbom.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     return dict(json.loads(done.stdout))
 
 

@@ -235,7 +235,9 @@ _KEYS = (
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(key=st.sampled_from(_KEYS), value=_VALUES)
 def test_no_value_at_all_is_more_than_a_clear_error(project: Path, key: str, value: object) -> None:
     path = project / "stacks" / "Pulumi.fuzz.yaml"
@@ -249,7 +251,9 @@ def test_no_value_at_all_is_more_than_a_clear_error(project: Path, key: str, val
     assert len(said) < 3000
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=st.text(max_size=200) | st.text(alphabet="{}[]:,-&*!?|>#\n a1'\"%@`", max_size=80))
 def test_no_text_at_all_is_more_than_a_clear_error(project: Path, text: str) -> None:
     (project / "stacks" / "releases" / "fuzz.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -257,7 +261,9 @@ def test_no_text_at_all_is_more_than_a_clear_error(project: Path, text: str) -> 
         stacks.load_release("fuzz", project)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(value=_VALUES)
 def test_no_pipeline_at_all_is_more_than_a_clear_error(project: Path, value: object) -> None:
     path = project / "stacks" / "pipeline.yaml"

@@ -189,7 +189,7 @@ Asks = Callable[..., httpx2.Response]
 
 @pytest.fixture
 def ask(service: batch.Service) -> Iterator[Asks]:
-    with httpx2.Client(base_url=service.url, timeout=10) as client:
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
         yield client.request
 
 

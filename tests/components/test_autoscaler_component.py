@@ -93,7 +93,7 @@ def test_a_chart_whose_null_was_lost_on_the_way_renders_no_number_of_replicas(tm
     (tmp_path / "values.json").write_text(json.dumps(given))
     chart = values.chart_of(stack.release)
     command = [str(tools.path("helm")), "template", "engine", str(chart), "-f", str(tmp_path / "values.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     (deployment,) = (one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "Deployment")
     # A number here would set the fleet back at every upgrade, under load.
     assert "replicas" not in deployment["spec"]

@@ -11,7 +11,6 @@ import datetime as dt
 import ipaddress
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +28,9 @@ import planner
 import stacks
 import values
 from local import tools
+from tests.ports import free_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).resolve().parents[2]
 Kubectl = Callable[..., str]
 
@@ -40,12 +40,6 @@ def needed(name: str) -> Path:
         return tools.path(name)
     except stacks.TollgateError:
         pytest.skip(f"{name} has not been built: tollgate tools build --with {name}")
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def certificate(folder: Path, address: str) -> str:
@@ -163,13 +157,13 @@ def gang(cluster: Any, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactor
             process.terminate()
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(60)
             process.kill()
 
 
 def until(true: Callable[[], Any], folder: Path | None = None, running: list[Any] | None = None) -> Any:
-    """What `true` gives as soon as it is something; within a minute."""
-    end = time.monotonic() + 60
+    """What `true` gives as soon as it is something; within some minutes."""
+    end = time.monotonic() + 180
     while time.monotonic() < end:
         found = true()
         if found:
@@ -180,7 +174,7 @@ def until(true: Callable[[], Any], folder: Path | None = None, running: list[Any
             )
         time.sleep(0.3)
     logs = [path.read_text()[-2000:] for path in sorted(folder.glob("*.log"))] if folder else []
-    raise AssertionError("not within a minute\n" + "\n".join(logs))
+    raise AssertionError("not within three minutes\n" + "\n".join(logs))
 
 
 def node(name: str) -> dict[str, Any]:
@@ -214,7 +208,7 @@ def manifests(folder: Path) -> str:
     file = folder / "values.json"
     file.write_text(json.dumps(given))
     command = [str(tools.path("helm")), "template", "engine", str(values.chart_path("engine")), "-f", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
 def pods(kubectl: Kubectl, namespace: str) -> list[dict[str, Any]]:

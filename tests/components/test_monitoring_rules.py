@@ -200,7 +200,7 @@ def promtool(folder: Path, facts: Facts, tests: list[dict[str, Any]], *, step: s
     (folder / "test.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     for arguments in (["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]):
         done = subprocess.run(
-            [str(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+            [str(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=240, check=False
         )
         if done.returncode:
             return done.stdout + done.stderr

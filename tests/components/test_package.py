@@ -15,7 +15,7 @@ import pytest
 from tests.components.real_engine import HERE, Engine
 
 PACKAGE = HERE / "components" / "pulumi-resource-tollgate"
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def schema() -> dict[str, Any]:
     from local import tools
 
     command = [str(tools.path("pulumi")), "package", "get-schema", str(PACKAGE)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

@@ -153,7 +153,7 @@ def test_a_release_that_does_not_fit_is_refused_before_any_resource(project: Pat
 def test_evaluating_in_a_child_process_says_which_stack_is_broken(project: Path) -> None:
     edit(project, "local-dev", "users: 50", "user: 50")
     command = [sys.executable, "-m", "components.evaluate", "local-dev", "local-prod"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=240, check=False)
     lines = {entry["stack"]: entry for entry in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 2
     assert "tollgate:traffic.user" in lines["local-dev"]["error"]

@@ -18,7 +18,7 @@ import yaml
 import stacks
 from tests.components.real_engine import HERE, UNKNOWN, Engine
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 GOLDEN = Path(__file__).with_name("golden")
 _PROJECT = Path(__file__).resolve().parents[2]
 # The other embedded stacks differ from local-dev in nothing that GKE or a reader would see.

@@ -88,7 +88,7 @@ def test_writers_at_once_lose_nothing(world: Any, bucket: Any) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(90)
+        worker.join(240)
     assert [worker.exitcode for worker in workers] == [0] * 4
     entries = gate.open_store("", world.root, gate.load_keys(world.root)).entries()
     assert [entry.number for entry in entries] == [1, 2, 3, 4]

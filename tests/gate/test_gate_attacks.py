@@ -354,7 +354,7 @@ def _run(target: Any, *several: tuple[Any, ...]) -> list[int | None]:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(240)
     return [worker.exitcode for worker in workers]
 
 
@@ -392,7 +392,9 @@ def test_a_read_only_store_cannot_be_written_and_says_so(world: Any) -> None:
         world.record(world.result(world.slow))
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(data=st.data())
 def test_no_edit_of_one_byte_of_any_statement_verifies(world: Any, data: st.DataObject) -> None:
     """Of all four kinds: measurement, promotion, approval, calibration."""
@@ -422,7 +424,9 @@ def test_no_edit_of_one_byte_of_any_statement_verifies(world: Any, data: st.Data
         gate.unseal(edited, gate.load_keys(world.root).trusted, "edited")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(data=st.data())
 def test_no_byte_can_be_left_out_or_added(world: Any, data: st.DataObject) -> None:
     if not world.files():

@@ -35,7 +35,7 @@ def repository(project: Path) -> Path:
 
 def preview(root: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tollgate", "preview", "local-prod", "--base", "HEAD", "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode in (0, 2, 3), done.stdout + done.stderr
     (stack,) = json.loads(done.stdout)["stacks"]
     assert isinstance(stack, dict)

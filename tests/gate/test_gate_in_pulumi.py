@@ -18,7 +18,7 @@ import gate
 import stacks
 from local import tools
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parents[2]
 
 # The check and one resource after it: of the built-in kind, so that no plugin is needed.
@@ -121,7 +121,7 @@ class _Pulumi:
     def __call__(self, *arguments: str, fails: bool = False) -> str:
         command = ["pulumi", *arguments, "--non-interactive", "--color", "never"]
         done = subprocess.run(
-            command, cwd=self._root, env=self._env, capture_output=True, text=True, timeout=100, check=False
+            command, cwd=self._root, env=self._env, capture_output=True, text=True, timeout=240, check=False
         )
         assert (done.returncode != 0) is fails, f"{arguments}:\n{done.stdout}\n{done.stderr}"
         return done.stdout if not fails else done.stdout + done.stderr

@@ -50,7 +50,7 @@ class Project:
         self.settings |= settings
         (self.folder / "settings.json").write_text(json.dumps(self.settings))
 
-    def run(self, *arguments: str, seconds: float = 120) -> tuple[int, str]:
+    def run(self, *arguments: str, seconds: float = 300) -> tuple[int, str]:
         """One pulumi command."""
         done = subprocess.run(
             ["pulumi", *arguments, "--non-interactive"],
@@ -65,7 +65,7 @@ class Project:
         self.printed += done.stdout
         return done.returncode, done.stdout
 
-    def must(self, *arguments: str, seconds: float = 120) -> str:
+    def must(self, *arguments: str, seconds: float = 300) -> str:
         """One pulumi command that has to succeed."""
         code, text = self.run(*arguments, seconds=seconds)
         assert code == 0, f"pulumi {' '.join(arguments)} failed:\n{text}"
@@ -89,7 +89,7 @@ class Project:
             start_new_session=True,
         )
 
-    def wait_for_text(self, text: str, seconds: float = 60) -> None:
+    def wait_for_text(self, text: str, seconds: float = 180) -> None:
         """Until the background command printed this."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

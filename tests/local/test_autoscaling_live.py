@@ -26,7 +26,7 @@ from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import Facts, facts_of, rule_file
 from tollgate.commands.watch import look
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 IN_CLUSTER = "http://prometheus.monitoring.svc:9090"
 QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
 MOST = 4
@@ -111,12 +111,12 @@ def rules(ground: Ground, cluster: Any) -> Facts:
     folder = cluster.state_dir / "prometheus" / "rules"
     folder.mkdir(exist_ok=True)
     (folder / f"{ground.name}.yaml").write_text(yaml.safe_dump(made))
-    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=10)
+    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=60)
     return facts
 
 
 def firing(ground: Ground) -> set[str]:
-    with urllib.request.urlopen(f"{ground.prometheus_url}/api/v1/alerts", timeout=5) as answer:
+    with urllib.request.urlopen(f"{ground.prometheus_url}/api/v1/alerts", timeout=60) as answer:
         found = json.load(answer)["data"]["alerts"]
     return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
 
@@ -128,14 +128,14 @@ def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Gr
     outcome: list[Outcome] = []
     watcher = Watcher(ground)
     url, model = ground.url(), ground.values["model"]
-    load = threading.Thread(target=lambda: outcome.append(send(url, model, [(16, 10, 10)])))
+    load = threading.Thread(target=lambda: outcome.append(send(url, model, [(24, 10, 10)])))
     with watcher.watching():
         load.start()
-        ground.until(lambda: ground.wanted() == MOST, "as many replicas as there may be", 60)
-        ground.until(lambda: ground.ready() == MOST, "all of them ready", 60)
-        ground.until(lambda: "ReplicasAtMax" in firing(ground), "the alert that there are no more", 20)
+        ground.until(lambda: ground.wanted() == MOST, "as many replicas as there may be", 120)
+        ground.until(lambda: ground.ready() == MOST, "all of them ready", 120)
+        ground.until(lambda: "ReplicasAtMax" in firing(ground), "the alert that there are no more", 60)
         empty = set(queries(panels(facts, stack_of(ground.name).autoscaling)))
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while empty and time.monotonic() < end:
             empty = {one for one in empty if not ground.ask(one[2])}
             time.sleep(0.5)
@@ -144,14 +144,14 @@ def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Gr
         assert view.problems == ()
         assert view.numbers["tollgate:requests:rate1m"]
         assert view.numbers["tollgate:cost_per_million_tokens:usd"]
-        load.join(120)
+        load.join(240)
     (done,) = outcome
     assert done.answers
     assert done.lost == 0
     queued = watcher.first(lambda one: one.waiting > 0)
     decided = watcher.first(lambda one: one.wanted > 1)
     # 5 s on an idle machine (benchmarks/autoscaling.py); this one may be busy with other tests.
-    assert decided - queued < 20
+    assert decided - queued < 60
     assert "TollgateAlive" in firing(ground)
 
 
@@ -192,14 +192,14 @@ def test_from_zero_requests_are_held_and_none_is_lost(cluster: Any, tmp_path: Pa
         sleeping.deploy()
         sleeping.autoscale()
         there = 'up{namespace="scale-zero",pod=~"gateway.*"} == 1'
-        sleeping.until(lambda: sleeping.ask(there), "the gateway is scraped", 60)
+        sleeping.until(lambda: sleeping.ask(there), "the gateway is scraped", 180)
 
         def pods() -> list[str]:
             names = [one["metadata"]["name"] for one in sleeping.get("pods")["items"]]
             return [name for name in names if name.startswith("engine")]
 
-        sleeping.until(lambda: sleeping.wanted() == 0 and not pods(), "nobody serves", 90)
-        done = ask_at_once(sleeping.url("gateway"), sleeping.values["model"], 4, seconds=90)
+        sleeping.until(lambda: sleeping.wanted() == 0 and not pods(), "nobody serves", 240)
+        done = ask_at_once(sleeping.url("gateway"), sleeping.values["model"], 4, seconds=240)
         assert [one.status for one in done.answers] == ["200"] * 4
         assert done.lost == 0
         # Held, not refused: nobody was there before a replica had started.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from local.provider import BIN
@@ -387,17 +387,17 @@ def test_the_resources_of_a_release_are_named_by_kind_and_place() -> None:
 
 def test_the_plugin_starts_fast_and_ends_when_it_is_told() -> None:
     environment = {"PATH": "/usr/bin:/bin", "TOLLGATE_PYTHON": sys.executable}
-    started = time.monotonic()
     plugin = subprocess.Popen(
         [str(BIN / "pulumi-resource-kubernetes")], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert plugin.stdout is not None
     try:
         port = int(plugin.stdout.readline())
-        elapsed = time.monotonic() - started
+        # What it computed: the clock would tell how busy the machine is.
+        spent = sum(psutil.Process(plugin.pid).cpu_times()[:4])
     finally:
         plugin.terminate()
-        plugin.wait(10)
+        plugin.wait(60)
         plugin.stdout.close()
     assert port > 0
-    assert elapsed < 5  # 0.3 s on an idle machine; the bound is for a busy one
+    assert spent < 3  # 0.3 s on an idle machine

@@ -16,7 +16,7 @@ import pytest
 
 from tests.local.provider_project import Project
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 PASSWORD = "correct-horse-battery-staple"
 
@@ -178,14 +178,14 @@ def test_an_object_that_does_not_get_ready_is_kept_and_the_next_up_carries_on(
         """
 dep = k8s.apps.v1.Deployment("slow", metadata={"namespace": NS, "name": "slow"}, spec={"replicas": 1, "selector": {
     "matchLabels": {"app": "slow"}}, "template": pods("slow", {"app": "slow"}, SET["where"])},
-    opts=o(custom_timeouts=pulumi.CustomTimeouts(create="3s", update="30s")))
+    opts=o(custom_timeouts=pulumi.CustomTimeouts(create="8s", update="120s")))
 pulumi.export("uid", dep.metadata.uid)
 """,
         where="no-such-node",
     )
     code, text = project.run("up", "--yes", "--skip-preview")
     assert code != 0
-    assert "not ready after 3 s: 0/1 pods available" in text
+    assert "not ready after 8 s: 0/1 pods available" in text
     assert "not scheduled" in text
     uid = kubectl("-n", fresh_namespace, "get", "deployment", "slow", "-o", "jsonpath={.metadata.uid}")
     project.set(where=node)
@@ -297,13 +297,13 @@ for i in range(12):
     pid = next(item.pid for item in room.status(cluster.name).components if item.name == "kube-apiserver")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert running.wait(90) == 0, (project.folder / "background.log").read_text()
+    assert running.wait(300) == 0, (project.folder / "background.log").read_text()
     project.up("--expect-no-changes")
 
 
 CHART = """
 rel = k8s.helm.v3.Release("rel", name="rel", namespace=NS, chart="./chart",
-    timeout=SET.get("timeout", 30), atomic=SET.get("atomic", False),
+    timeout=SET.get("timeout", 120), atomic=SET.get("atomic", False),
     values={"node": SET["node"], "password": pulumi.Output.secret(SET["password"]), **SET.get("values", {})})
 pulumi.export("status", rel.status)
 pulumi.export("names", rel.resource_names)
@@ -395,7 +395,7 @@ def _rewrite_status(kubectl: Callable[..., str], namespace: str, secret: str, st
 def test_a_failed_atomic_release_leaves_nothing_and_says_what_it_waited_for(
     charted: Project, kubectl: Callable[..., str], fresh_namespace: str
 ) -> None:
-    charted.set(node="no-such-node", atomic=True, timeout=4)
+    charted.set(node="no-such-node", atomic=True, timeout=8)
     code, text = charted.run("up", "--yes", "--skip-preview")
     assert code != 0
     assert "last seen: Deployment web: 0/1 pods available" in text
@@ -406,7 +406,7 @@ def test_a_failed_atomic_release_leaves_nothing_and_says_what_it_waited_for(
 def test_an_up_that_is_killed_while_helm_is_at_work_is_taken_up_again(
     charted: Project, kubectl: Callable[..., str], node: str, fresh_namespace: str
 ) -> None:
-    charted.set(node="no-such-node", timeout=60)
+    charted.set(node="no-such-node", timeout=180)
     running = charted.start("up", "--yes", "--skip-preview")
     charted.wait_for_text("Deployment web: 0/1 pods available")
     charted.kill(running)
@@ -425,9 +425,10 @@ k8s.core.v1.Pod("never", metadata={"namespace": NS, "name": "never"}, spec=pods(
     project.wait_for_text("not scheduled")
     started = time.monotonic()
     running.send_signal(signal.SIGINT)
-    watchdog = threading.Timer(30, running.kill)
+    watchdog = threading.Timer(90, running.kill)
     watchdog.start()
-    assert running.wait(40) != 0
+    assert running.wait(120) != 0
     watchdog.cancel()
-    assert time.monotonic() - started < 15
+    # It would have waited for ten minutes.
+    assert time.monotonic() - started < 60
     assert "never" in project.must("stack", "--show-urns")

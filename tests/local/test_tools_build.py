@@ -53,7 +53,7 @@ def run_ensure(*names: str) -> subprocess.Popen[str]:
     )
 
 
-def until(condition: object, seconds: float = 15.0) -> None:
+def until(condition: object, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if callable(condition) and condition():
@@ -159,13 +159,13 @@ def test_only_roles_and_accounts_are_kept_of_what_keda_ships() -> None:
 def test_an_interrupted_build_ends_its_children_and_leaves_nothing_partial(
     go: Path, number: signal.Signals, ended: list[subprocess.Popen[str]]
 ) -> None:
-    (go / "pause").write_text("30")
+    (go / "pause").write_text("200")
     process = run_ensure("helm")
     ended.append(process)
     until(lambda: fakes.calls(go, "build"))
     (build,) = fakes.calls(go, "build")
     process.send_signal(number)
-    process.communicate(timeout=15)
+    process.communicate(timeout=90)
     assert process.returncode != 0
     until(lambda: not psutil.pid_exists(int(str(build["pid"]))))
     assert not (go / "cache" / "tools").exists()
@@ -176,17 +176,17 @@ def test_an_interrupted_build_ends_its_children_and_leaves_nothing_partial(
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(go: Path, ended: list[subprocess.Popen[str]]) -> None:
-    (go / "pause").write_text("0.5")
+    (go / "hold").write_text("")
     process = run_ensure("helm")
     ended.append(process)
     until(lambda: fakes.calls(go, "build"))
     (build,) = fakes.calls(go, "build")
     process.kill()
     process.communicate()
+    (go / "hold").unlink()
     # Its progress has no reader any more, which ends the orphan at its next package.
     until(lambda: not psutil.pid_exists(int(str(build["pid"]))))
     assert list((go / "cache" / "tmp").iterdir()) != []
-    (go / "pause").unlink()
     tools.ensure(["helm"], progress=lambda _: None)
     assert list((go / "cache" / "tmp").iterdir()) == []
 
@@ -203,8 +203,8 @@ def test_of_two_at_once_one_builds_and_the_other_says_for_whom_it_waits(
     assert second.stderr is not None
     line = second.stderr.readline()
     (go / "hold").unlink()
-    out_1, _ = first.communicate(timeout=20)
-    out_2, _ = second.communicate(timeout=20)
+    out_1, _ = first.communicate(timeout=90)
+    out_2, _ = second.communicate(timeout=90)
     assert (first.returncode, second.returncode) == (0, 0)
     assert out_1 == out_2
     assert "helm" in out_1
@@ -213,14 +213,14 @@ def test_of_two_at_once_one_builds_and_the_other_says_for_whom_it_waits(
 
 
 def test_clean_is_refused_while_another_process_builds(go: Path, ended: list[subprocess.Popen[str]]) -> None:
-    (go / "pause").write_text("5")
+    (go / "pause").write_text("200")
     process = run_ensure("helm")
     ended.append(process)
     until(lambda: fakes.calls(go, "build"))
     with pytest.raises(TollgateError, match="another process"):
         tools.clean(everything=True)
     process.terminate()
-    process.communicate(timeout=15)
+    process.communicate(timeout=90)
 
 
 def test_clean_keeps_what_is_in_use_and_removes_the_rest(go: Path) -> None:

@@ -181,10 +181,10 @@ def test_the_list_costs_well_under_a_second(programs: Path) -> None:
     tools.status()
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         assert len(tools.status()) == len(TOOLS)
-        seconds.append(time.perf_counter() - began)
-    # The best of several: the machine may be busy with other tests.
+        seconds.append(time.process_time() - began)
+    # The best of several, and of this process alone: the machine may be busy with other tests.
     assert min(seconds) < 0.5
 
 

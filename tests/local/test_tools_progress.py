@@ -79,7 +79,7 @@ def test_reports_carry_the_jobs_own_time_and_what_is_left() -> None:
     report(Step(job="a", state="compiling", done=1, total=2))
     report(Step(job="a", state="done"))
     assert [step.left for step in steps] == [10, pytest.approx(5.5), 0]
-    assert steps[-1].seconds < 5
+    assert steps[-1].seconds < 60
 
 
 def test_a_terminal_shows_a_row_for_each_job() -> None:

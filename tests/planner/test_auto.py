@@ -58,7 +58,7 @@ def container(stack: stacks.Stack, folder: Path) -> dict[str, Any]:
     given.write_text(json.dumps(values.render(stack, planner.plan(stack))))
     chart = str(values.chart_path(stack.release.chart))
     command = [str(tools.path("helm")), "template", "engine", chart, "-f", str(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (deployment,) = [d for d in yaml.safe_load_all(done.stdout) if d and d["kind"] == "Deployment"]
     (only,) = deployment["spec"]["template"]["spec"]["containers"]

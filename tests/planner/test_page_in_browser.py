@@ -49,7 +49,7 @@ def look(folder: Path, width: int, *flags: str) -> dict[str, Any]:
         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000", *flags,
         "--dump-dom", (folder / "frame.html").as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     text = done.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]
     found = json.loads(unescape(text))

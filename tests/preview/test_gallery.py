@@ -19,7 +19,7 @@ import preview as room
 from preview._evaluate import _touched
 from tollgate.commands.preview import collect
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 HERE = Path(__file__).resolve().parents[2]
 # us-central1, USD per hour: g2-standard-8 (on demand and spot), a2-highgpu-1g, e2-standard-4; GKE, a NAT by machine and address.
 L4, SPOT, A100, E2 = Decimal("0.8536"), Decimal("0.3406"), Decimal("3.6734"), Decimal("0.13402284")
@@ -161,7 +161,7 @@ def run(repository: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=240,
         env={**os.environ, "PYTHONPATH": str(HERE), **env},
     )
 

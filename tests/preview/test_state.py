@@ -16,7 +16,7 @@ import preview as room
 import stacks
 from tollgate.commands.preview import collect
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -57,7 +57,7 @@ def environment(cluster: Any, checkout: Path) -> dict[str, str]:
 
 def pulumi(root: Path, env: dict[str, str], *arguments: str) -> None:
     command = ["pulumi", *arguments, "--non-interactive", "--color", "never"]
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

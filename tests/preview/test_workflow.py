@@ -25,7 +25,7 @@ FILES = sorted(FOLDER.glob("*.yml"))
 def zizmor(path: Path) -> subprocess.CompletedProcess[str]:
     tool = Path(sys.executable).with_name("zizmor")
     arguments = ["--offline", "--no-progress", "--persona=pedantic", str(path)]
-    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, timeout=240, check=False)
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_the_options_in_the_scripts_are_the_command_s() -> None:
     assert {"--base", "--json", "--from", "--comment"} <= used <= known
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_evaluating_job_s_own_script_runs(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("preview_gallery", HERE / "docs" / "preview_gallery.py")
     assert spec is not None

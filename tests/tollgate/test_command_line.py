@@ -40,7 +40,7 @@ def run(*arguments: str, cwd: Path = HERE, **env: str) -> subprocess.CompletedPr
         env={**own, "PYTHONPATH": str(HERE), "COLUMNS": "100", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -126,7 +126,7 @@ def test_a_shell_completes_commands(shell: str) -> None:
     own = {**os.environ, "PYTHONPATH": str(HERE), "_TOLLGATE_COMPLETE": f"complete_{shell}", **env}
     code = "import sys; sys.argv = ['tollgate']; from tollgate.__main__ import app; app(prog_name='tollgate')"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=240, check=False
     )
     assert "explain" in done.stdout, done
     assert "promote" not in done.stdout

@@ -61,7 +61,7 @@ def test_every_example_of_a_job_says_what_the_page_says(page: Path, project: Pat
         # The Tollgate of this checkout, whatever is on PATH.
         text = re.sub(r"^tollgate ", f"{shlex.quote(sys.executable)} -m tollgate ", command)
         done = subprocess.run(
-            ["/bin/sh", "-c", text], cwd=project, env=env, capture_output=True, text=True, timeout=120, check=False
+            ["/bin/sh", "-c", text], cwd=project, env=env, capture_output=True, text=True, timeout=240, check=False
         )
         shown = done.stderr + done.stdout
         assert done.returncode == code, (command, shown)
@@ -112,5 +112,5 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
         str(DOCS),
         str(tmp_path / "built"),
     ]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import gate
+import planner
 import stacks
 from local import tools
 from tests.attack.conftest import CANARY
@@ -176,6 +177,8 @@ class Google:
     def __init__(self) -> None:
         self.enabled = {"compute", "container", "iam", "cloudresourcemanager", "dns", "storage"}
         self.quotas: dict[str, dict[str, float]] = {}
+        # Rows of the quota by family, or None: Cloud Quotas is not enabled.
+        self.families: list[dict[str, Any]] | None = []
         self.status = 200
         self.asked: list[str] = []
         self.tokens: set[str] = set()
@@ -189,6 +192,8 @@ class Google:
             return {
                 "services": [{"name": n, "state": "ENABLED" if n.split("/")[-1] in on else "DISABLED"} for n in names]
             }
+        if path.endswith("/quotaInfos/GPUS-PER-GPU-FAMILY-per-project-region"):
+            return {"quotaId": "GPUS-PER-GPU-FAMILY-per-project-region", "dimensionsInfos": self.families}
         place = path.rpartition("/regions/")[2] if "/regions/" in path else "project"
         rows = self.quotas.get(place, {})
         return {"quotas": [{"metric": name, "limit": limit, "usage": 0} for name, limit in rows.items()]}
@@ -202,8 +207,10 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
         def do_GET(self) -> None:
             fake.asked.append(self.path)
             fake.tokens.add(self.headers["Authorization"])
-            body = json.dumps(fake.answer(self.path)).encode()
-            self.send_response(fake.status)
+            off = fake.families is None and "/quotaInfos/" in self.path
+            answer = {"error": {"message": "Cloud Quotas API has not been used"}} if off else fake.answer(self.path)
+            body = json.dumps(answer).encode()
+            self.send_response(403 if off else fake.status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -215,7 +222,7 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}/"
-    for api in ("SERVICEUSAGE", "COMPUTE"):
+    for api in ("SERVICEUSAGE", "COMPUTE", "CLOUDQUOTAS"):
         monkeypatch.setenv(f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}", url)
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", CANARY)
     yield fake
@@ -243,6 +250,64 @@ def test_quota_is_held_against_what_all_stacks_ask_for_by_region_and_spot(projec
     assert "fleet.nodes.max" in found["nvidia-l4 in us-west1"].fix
     google.quotas["project"]["GPUS_ALL_REGIONS"] = 4
     assert {one.about: one for one in cloud(project, "prod", "dev")}["GPU quota of my-project"].level == "bad"
+
+
+def on(project: Path, machine: str, gpu: str, *, spot: bool = False) -> list[doctor.Finding]:
+    """The findings about two of these machines in us-central1, without a fallback to others."""
+    stack = stacks.load_stack("prod", project)
+    accelerator = stack.release.accelerator.model_copy(update={"gpu": gpu})
+    release = stack.release.model_copy(update={"accelerator": accelerator})
+    nodes = stacks.Nodes(min=1, max=2)
+    regions = {"regions": ("us-central1",), "spot": spot, "fallback": False, "nodes": nodes, "machine_type": machine}
+    fleet = stack.fleet.model_copy(update=regions)
+    return list(doctor.cloud([stack.model_copy(update={"fleet": fleet, "release": release})]))
+
+
+NEW = [("a3-highgpu-8g", "nvidia-h100-80gb", "NVIDIA_H100"), ("a3-ultragpu-8g", "nvidia-h200-141gb", "NVIDIA_H200")]
+
+
+@pytest.mark.parametrize(("machine", "gpu", "name"), NEW)
+def test_the_newer_gpus_are_granted_by_family_on_demand_and_by_region_on_spot(
+    project: Path, google: Google, machine: str, gpu: str, name: str
+) -> None:
+    here, others = ["us-central1"], ["us-west1", "us-central1"]
+    google.families = [
+        {"dimensions": {}, "details": {"value": "0"}, "applicableLocations": others},
+        {"dimensions": {"gpu_family": name, "region": "us-central1"}, "details": {"value": "16"}, "applicableLocations": here},
+        {"dimensions": {"gpu_family": "NVIDIA_B200"}, "details": {"value": "64"}, "applicableLocations": others},
+    ]  # fmt: skip
+    found = about(on(project, machine, gpu), f"{gpu} in us-central1")
+    assert (found.level, found.said) == ("good", f"GPUS_PER_GPU_FAMILY {name}: 16 granted, 16 asked for at most")
+    google.families[1]["details"]["value"] = "8"
+    assert about(on(project, machine, gpu), f"{gpu} in us-central1").level == "bad"
+    # What is granted to nobody in particular counts, too; spot machines have a quota of their own.
+    del google.families[1]
+    assert "0 granted" in about(on(project, machine, gpu), f"{gpu} in us-central1").said
+    google.quotas = {"us-central1": {f"PREEMPTIBLE_{name}_GPUS": 16}}
+    assert about(on(project, machine, gpu, spot=True), f"spot {gpu}").level == "good"
+    google.quotas = {"us-central1": {f"PREEMPTIBLE_{name}_GPUS": 15}}
+    assert about(on(project, machine, gpu, spot=True), f"spot {gpu}").level == "bad"
+
+
+def test_a_family_that_is_not_told_is_unknown_with_what_would_tell_it(project: Path, google: Google) -> None:
+    google.families = None
+    found = about(on(project, "a3-highgpu-8g", "nvidia-h100-80gb"), "nvidia-h100-80gb of my-project")
+    assert (found.level, found.fix) == (
+        "unknown",
+        "gcloud services enable cloudquotas.googleapis.com --project my-project",
+    )
+    google.families = [{"dimensions": {"gpu_family": "NVIDIA_H200"}, "details": {"value": "64"}}, {"details": {}}]
+    found = about(on(project, "a3-highgpu-8g", "nvidia-h100-80gb"), "nvidia-h100-80gb in us-central1")
+    assert found.level == "unknown"
+    assert "GPUS_PER_GPU_FAMILY NVIDIA_H100" in found.said
+
+
+def test_every_gpu_of_the_catalog_that_google_rents_has_a_name_in_quotas() -> None:
+    from tollgate.doctor._cloud import NAMES
+
+    rented = {machine.gpu for machine in planner.catalog().machines.values() if machine.gpu}
+    assert len(rented) >= 5
+    assert rented <= set(NAMES)
 
 
 def test_apis_that_are_not_enabled_are_named_with_the_command(project: Path, google: Google) -> None:

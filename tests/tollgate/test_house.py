@@ -40,7 +40,7 @@ def tracked() -> tuple[Path, ...]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=240,
     )
     return tuple(HERE / name for name in done.stdout.splitlines() if (HERE / name).is_file())
 

@@ -42,7 +42,7 @@ def served(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
 
 @pytest.fixture
 def ask(served: Page) -> Iterator[Ask]:
-    with httpx2.Client(base_url=served.url, timeout=20) as client:
+    with httpx2.Client(base_url=served.url, timeout=60) as client:
 
         def get(path: str, code: int = 200, **query: Any) -> Any:
             answer = client.get(f"/api/{path}", params=query)
@@ -153,18 +153,18 @@ def test_it_listens_on_this_machine_only_and_serves_no_files(served: Page) -> No
 
 
 def test_the_page_loads_nothing_and_only_its_own_script_may_run(served: Page) -> None:
-    answer = httpx2.get(served.url)
+    answer = httpx2.get(served.url, timeout=60)
     policy = answer.headers["content-security-policy"]
     (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
     assert policy.startswith("default-src 'none'")
     assert answer.text.count(f'nonce="{nonce}"') == 2
-    assert nonce not in httpx2.get(served.url).text
+    assert nonce not in httpx2.get(served.url, timeout=60).text
     # Nothing from elsewhere, and no way to make markup of data.
     assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", answer.text)
 
 
 def test_every_control_has_a_label_and_every_section_a_name(served: Page) -> None:
-    text = httpx2.get(served.url).text
+    text = httpx2.get(served.url, timeout=60).text
     assert '<html lang="en">' in text
     for section in re.findall(r"<section [^>]*>", text):
         name = re.search(r'aria-labelledby="([^"]+)"', section)
@@ -191,7 +191,7 @@ def test_in_a_browser_all_of_it_stands_there_and_a_hostile_reason_is_only_text(
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=8000", "--dump-dom", served.url,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert 'data-ready="yes"' in done.stdout, done.stderr
     page = unescape(re.sub(r"<[^>]+>", "\n", done.stdout.partition("<main>")[2].partition("</main>")[0]))
     for words in (

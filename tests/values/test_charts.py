@@ -26,7 +26,7 @@ def template(given: dict[str, Any], chart: str, tmp_path: Path) -> subprocess.Co
     file = tmp_path / "values.json"
     file.write_text(json.dumps(given))
     command = [str(tools.path("helm")), "template", "engine", str(values.chart_path(chart)), "-f", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def rendered(stack: stacks.Stack, tmp_path: Path) -> dict[str, Any]:
@@ -97,5 +97,5 @@ def test_helm_lint_is_content(name: str, tmp_path: Path) -> None:
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values.render(stack, planner.plan(stack))))
     command = [str(tools.path("helm")), "lint", "--strict", str(values.chart_path("engine")), "-f", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr

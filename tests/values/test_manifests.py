@@ -25,7 +25,7 @@ import values
 from local import tools
 from tests.components.recording import record
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parents[2]
 Kubectl = Callable[..., str]
 # Kinds whose own definitions may not be there: then only their place and their metadata are checked.
@@ -108,10 +108,10 @@ def rendered(stack: stacks.Stack, folder: Path) -> list[dict[str, Any]]:
     file.write_text(json.dumps(values.render(stack, planner.plan(stack))))
     chart = str(values.chart_path("engine"))
     lint = [str(tools.path("helm")), "lint", "--strict", chart, "-f", str(file)]
-    linted = subprocess.run(lint, capture_output=True, text=True, timeout=60, check=False)
+    linted = subprocess.run(lint, capture_output=True, text=True, timeout=240, check=False)
     assert linted.returncode == 0, linted.stdout + linted.stderr
     command = [str(tools.path("helm")), "template", "engine", chart, "-f", str(file), "-n", "level"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

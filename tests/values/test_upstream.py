@@ -42,7 +42,7 @@ def pod(chart: Path, given: dict[str, Any], folder: Path) -> tuple[dict[str, Any
     file = folder / "values.json"
     file.write_text(json.dumps(given))
     command = [str(tools.path("helm")), "template", "engine", str(chart), "-f", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     documents = [document for document in yaml.safe_load_all(done.stdout) if document]
     (deployment,) = (document for document in documents if document["kind"] == "Deployment")
