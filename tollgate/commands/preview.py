@@ -137,14 +137,18 @@ def _change(name: str, before: Any, after: Any, prices: Any) -> Any:
     def shaped(found: Any) -> Any:
         return room.shape(name, found.resources, prices, plan=found.plan, release=found.release)
 
-    return room.Change(
-        stack=name,
-        before=shaped(before) if usable else None,
-        after=shaped(after) if after is not None else None,
-        events=room.events(old, new),
-        counts=room.counts(old, new),
-        base_error=before.error if before is not None else None,
-    )
+    try:
+        return room.Change(
+            stack=name,
+            before=shaped(before) if usable else None,
+            after=shaped(after) if after is not None else None,
+            events=room.events(old, new),
+            counts=room.counts(old, new),
+            base_error=before.error if before is not None else None,
+        )
+    except stacks.TollgateError as error:
+        # One stack's resources; the others are still to be seen.
+        return room.Change(stack=name, error=str(error))
 
 
 def _stated(root: Path, names: Sequence[str], days: Any, book: Path | None) -> list[Any]:

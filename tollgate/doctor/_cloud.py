@@ -1,12 +1,14 @@
 """Google Cloud: credentials, APIs that are enabled, GPU quota against what the stacks ask for.
 
-Read-only calls of the Service Usage API (`services:batchGet`) and of Compute Engine (`projects.get`, `regions.get`):
-https://cloud.google.com/service-usage/docs/reference/rest and https://cloud.google.com/compute/docs/reference/rest/v1. Other
-endpoints are named by the variables that gcloud reads for it.
+Read-only calls of the Service Usage API (`services:batchGet`), of Compute Engine (`projects.get`, `regions.get`) and of Cloud
+Quotas (`quotaInfos.get`): https://cloud.google.com/service-usage/docs/reference/rest,
+https://cloud.google.com/compute/docs/reference/rest/v1 and https://cloud.google.com/docs/quotas/reference/rest. Other endpoints
+are named by the variables that gcloud reads for it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -26,13 +28,22 @@ _ALWAYS = (
     "iam.googleapis.com",
     "cloudresourcemanager.googleapis.com",
 )
-# GPU of the catalog -> Compute Engine's name of its quota in a region. Newer ones are granted per machine family elsewhere.
-_QUOTAS = {
-    "nvidia-l4": "NVIDIA_L4_GPUS",
-    "nvidia-tesla-t4": "NVIDIA_T4_GPUS",
-    "nvidia-tesla-a100": "NVIDIA_A100_GPUS",
-    "nvidia-a100-80gb": "NVIDIA_A100_80GB_GPUS",
+# GPU of the catalog -> as Compute Engine calls it in names of quotas (https://cloud.google.com/compute/resource-usage#gpu_quota).
+# In a region there is NVIDIA_…_GPUS, and PREEMPTIBLE_NVIDIA_…_GPUS for spot machines.
+NAMES = {
+    "nvidia-l4": "NVIDIA_L4",
+    "nvidia-tesla-t4": "NVIDIA_T4",
+    "nvidia-tesla-a100": "NVIDIA_A100",
+    "nvidia-a100-80gb": "NVIDIA_A100_80GB",
+    "nvidia-h100-80gb": "NVIDIA_H100",
+    "nvidia-h100-mega-80gb": "NVIDIA_H100_MEGA",
+    "nvidia-h200-141gb": "NVIDIA_H200",
+    "nvidia-b200": "NVIDIA_B200",
 }
+# Machines on demand with the newer of them have no quota in the region's own list: one of Cloud Quotas counts them all, with
+# the GPU as its dimension `gpu_family` (https://cloud.google.com/docs/quotas/api-overview, "rollout" there shows its answer).
+_FAMILIES = frozenset({"NVIDIA_H100", "NVIDIA_H100_MEGA", "NVIDIA_H200", "NVIDIA_B200"})
+_BY_FAMILY = "GPUS-PER-GPU-FAMILY-per-project-region"
 _ALL_REGIONS = "GPUS_ALL_REGIONS"
 
 
@@ -112,7 +123,7 @@ def _quotas(project: str, here: Sequence[stacks.Stack], token: str) -> Iterator[
     asked = gpus(here)
     base = f"compute/v1/projects/{project}"
     where = ("COMPUTE", "https://compute.googleapis.com/")
-    for region in sorted({region for region, _, _ in asked}):
+    for region in sorted({region for region, gpu, spot in asked if spot or NAMES.get(gpu) not in _FAMILIES}):
         try:
             granted = _limits(_ask(*where, f"{base}/regions/{region}", token))
         except _Refused as refused:
@@ -122,8 +133,10 @@ def _quotas(project: str, here: Sequence[stacks.Stack], token: str) -> Iterator[
             )  # fmt: skip
             continue
         for (place, gpu, spot), number in sorted(asked.items()):
-            if place == region:
-                yield _quota(project, region, gpu, spot, number, granted)
+            if place == region and (spot or NAMES.get(gpu) not in _FAMILIES):
+                metric = f"{'PREEMPTIBLE_' if spot else ''}{NAMES[gpu]}_GPUS" if gpu in NAMES else ""
+                yield _quota(project, region, gpu, spot, number, metric, granted.get(metric))
+    yield from _families(project, asked, token)
     try:
         whole = _limits(_ask(*where, base, token)).get(_ALL_REGIONS)
     except _Refused:
@@ -135,18 +148,57 @@ def _quotas(project: str, here: Sequence[stacks.Stack], token: str) -> Iterator[
         )  # fmt: skip
 
 
+def _families(project: str, asked: Mapping[tuple[str, str, bool], int], token: str) -> Iterator[Finding]:
+    """Of machines on demand with the newer GPUs."""
+    mine = {key: number for key, number in asked.items() if not key[2] and NAMES.get(key[1]) in _FAMILIES}
+    if not mine:
+        return
+    path = f"v1/projects/{project}/locations/global/services/compute.googleapis.com/quotaInfos/{_BY_FAMILY}"
+    try:
+        rows = _ask("CLOUDQUOTAS", "https://cloudquotas.googleapis.com/", path, token).get("dimensionsInfos")
+    except _Refused as refused:
+        yield Finding(
+            area="cloud", about=f"{', '.join(sorted({gpu for _, gpu, _ in mine}))} of {project}", level="unknown",
+            said=f"{_BY_FAMILY}: {refused}", fix=f"gcloud services enable cloudquotas.googleapis.com --project {project}",
+        )  # fmt: skip
+        return
+    for (region, gpu, spot), number in sorted(mine.items()):
+        limit = granted_to(rows, {"region": region, "gpu_family": NAMES[gpu]})
+        metric = f"GPUS_PER_GPU_FAMILY {NAMES[gpu]}"
+        yield _quota(project, region, gpu, spot, number, metric, None if limit is None else (limit, None))
+
+
+def granted_to(rows: Any, wanted: Mapping[str, str]) -> float | None:
+    """The value of the row of `dimensionsInfos` that says most about `wanted`, infinite for -1; None where none says a number."""
+    best, found = -1, None
+    for row in rows if isinstance(rows, list) else ():
+        try:
+            dimensions = dict(row.get("dimensions") or {})
+            elsewhere = row.get("applicableLocations") and wanted["region"] not in row["applicableLocations"]
+            if elsewhere or any(wanted.get(key) != value for key, value in dimensions.items()):
+                continue
+            value = float(row["details"]["value"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue
+        if len(dimensions) > best:
+            best, found = len(dimensions), math.inf if value < 0 else value
+    return found
+
+
 def _quota(
-    project: str, region: str, gpu: str, spot: bool, number: int, granted: Mapping[str, tuple[float, float]]
-) -> Finding:
+    project: str, region: str, gpu: str, spot: bool, number: int, metric: str, granted: tuple[float, float | None] | None
+) -> Finding:  # fmt: skip
+    """`granted`: limit and, where it is known, what all use of it."""
     about = f"{'spot ' if spot else ''}{gpu} in {region}"
-    metric = ("PREEMPTIBLE_" if spot else "") + _QUOTAS.get(gpu, "")
-    if gpu not in _QUOTAS or metric not in granted:
+    if granted is None:
         return Finding(
-            area="cloud", about=about, level="unknown", said=f"{number} asked for; this API does not tell what is granted",
+            area="cloud", about=about, level="unknown",
+            said=f"{number} asked for; Google does not tell what is granted{f' as {metric}' if metric else ''}",
             fix=_request(project),
         )  # fmt: skip
-    limit, usage = granted[metric]
-    said = f"{metric}: {limit:g} granted, {usage:g} in use by all, {number} asked for at most"
+    limit, usage = granted
+    used = "" if usage is None else f", {usage:g} in use by all"
+    said = f"{metric}: {limit:g} granted{used}, {number} asked for at most"
     if limit < number:
         return Finding(area="cloud", about=about, level="bad", said=said, fix=_request(project))
     return Finding(area="cloud", about=about, level="good", said=said)
