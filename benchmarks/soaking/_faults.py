@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +30,7 @@ KINDS = (
     *("node silent", "runner", "evidence disk full", "keda-adapter", "etcd"),
 )
 # A node that is gone is noticed after 40 s, its pods are collected within another minute, and started again elsewhere.
-HEAL_SECONDS = 150.0
+HEAL_SECONDS = 180.0
 _FULL_SECONDS = 8.0
 _DEAD_SECONDS = 15.0
 _KUBECTL_SECONDS = 60.0
@@ -58,6 +59,7 @@ class Breaker:
         self._load, self._gate, self._disk = load, gate, disk
         self._healing: list[tuple[Fault, Step]] = []
         self._random = random.Random(1)
+        self._sent = 0
 
     # ------------------------------------------------------------------ what the run calls
 
@@ -142,9 +144,8 @@ class Breaker:
     def _pod(self, fault: Fault) -> Step:
         pod = self._victim(fault)
         meta = pod["metadata"]
-        self.kubectl(
-            *("delete", "pod", "-n", meta["namespace"], meta["name"]), "--grace-period=0", "--force", "--wait=false"
-        )
+        at_once = ("--grace-period=0", "--force", "--wait=false")
+        self._surely("delete", "pod", "-n", meta["namespace"], meta["name"], *at_once)
         self._await_death(fault, [pod])
         return lambda: meta["uid"] not in self._uids(fault.stack) and self._whole(fault.stack)
 
@@ -170,7 +171,7 @@ class Breaker:
     def _node_lost(self, fault: Fault) -> Step:
         """The object goes, and with it all pods on it; it comes back when they run elsewhere."""
         name, pods, node = self._victim_node(fault)
-        self.kubectl("delete", "node", name, "--wait=false")
+        self._surely("delete", "node", name, "--wait=false")
         self._await_death(fault, pods)
         lost = {pod["metadata"]["uid"] for pod in pods}
         returned = False
@@ -187,14 +188,15 @@ class Breaker:
     def _node_silent(self, fault: Fault) -> Step:
         """No heartbeat and no process any more; when the control plane has noticed it comes back, as after a power cut."""
         name, pods, _ = self._victim_node(fault)
-        self.kubectl("label", "node", name, f"{_RUNNER_LABEL}-")
+        self._surely("label", "node", name, f"{_RUNNER_LABEL}-")
         self._await_death(fault, pods)
-        returned = False
+        noticed = returned = False
 
         def healed() -> bool:
-            nonlocal returned
-            if not returned and not self._ready(name):
-                self.kubectl("label", "node", name, f"{_RUNNER_LABEL}=process")
+            nonlocal noticed, returned
+            noticed = noticed or not self._ready(name)
+            if noticed and not returned:
+                self.kubectl("label", "node", name, f"{_RUNNER_LABEL}=process", "--overwrite")
                 returned = True
             return returned and self._ready(name) and self._whole(fault.stack)
 
@@ -213,9 +215,20 @@ class Breaker:
         return lambda: self._all_ready() and all(self._whole(stack) for stack in self._stacks)
 
     def _evidence_full(self, fault: Fault) -> Step:
+        """Beside the others: the command line takes its time, and the gate may just be asked something else."""
         fault.target = "evidence store"
-        fault.wrong += self._gate.full_disk(fault.at)
-        return lambda: True
+        done = threading.Event()
+
+        def full() -> None:
+            try:
+                fault.wrong += self._gate.full_disk(fault.at)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                fault.wrong.append(f"could not be done: {error}")
+            finally:
+                done.set()
+
+        threading.Thread(target=full, daemon=True).start()
+        return done.is_set
 
     # ------------------------------------------------------------------ victims
 
@@ -229,7 +242,7 @@ class Breaker:
             if pods:
                 pod: Object = self._random.choice(pods)
                 fault.stack, fault.target = stack, f"{stack}/{pod['metadata']['name']}"
-                fault.at, fault.flying = self._load.now(), self._load.flying(stack)
+                self._begin(fault)
                 return pod
         raise RuntimeError("no pod is Ready")
 
@@ -239,8 +252,11 @@ class Breaker:
         fault.target = f"{fault.stack}/{name}"
         node = json.loads(self.kubectl("get", "node", name, "-o", "json"))
         pods = [one for one in self._pods(fault.stack) if one["spec"].get("nodeName") == name]
-        fault.at, fault.flying = self._load.now(), self._load.flying(fault.stack)
+        self._begin(fault)
         return name, pods, node
+
+    def _begin(self, fault: Fault) -> None:
+        fault.at, (fault.flying, self._sent) = self._load.now(), self._load.flying(fault.stack)
 
     def _await_death(self, fault: Fault, pods: Sequence[Object]) -> None:
         """Until nothing listens there any more: what is sent later was not in flight."""
@@ -252,8 +268,23 @@ class Breaker:
                     break
                 time.sleep(0.02)
         fault.dead = self._load.now()
+        fault.flying += self._load.flying(fault.stack)[1] - self._sent
 
     # ------------------------------------------------------------------ looking
+
+    def _surely(self, *arguments: str, given: str | None = None) -> None:
+        """A change that is made although the API server may go away in the middle of it, before or after it was made."""
+        end = time.monotonic() + _KUBECTL_SECONDS
+        while True:
+            try:
+                self.kubectl(*arguments, given=given)
+                return
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                if "NotFound" in str(error) or "AlreadyExists" in str(error):
+                    return
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
 
     def _until_the_api_answers(self) -> None:
         end = time.monotonic() + HEAL_SECONDS
@@ -301,7 +332,7 @@ class Breaker:
                 ]
             },
         }
-        self.kubectl("create", "-f", "-", given=json.dumps(kept))
+        self._surely("create", "-f", "-", given=json.dumps(kept))
 
 
 def ready(thing: Object) -> bool:

@@ -16,7 +16,8 @@ BREAK_SECONDS = 5.0
 @dataclass(kw_only=True)
 class Fault:
     """One fault. `stack`: whose processes it kills, empty where it kills none that serve; `flying`: that stack's requests in
-    flight when it began; `dead`: when the killed were surely dead; `healed`: when all was as before. Seconds of the run."""
+    flight from `at` until they were surely dead, at `dead`; `healed`: when all was as before. Seconds of the run.
+    """
 
     at: float
     kind: str
@@ -57,11 +58,9 @@ def wrongs(lost: Iterable[Lost], faults: Sequence[Fault], heal_seconds: float) -
     ]
     for index, those in by_fault.items():
         fault = faults[index]
-        # Those that were sent while the victim was being killed were not in flight when it began.
-        before = [one for one in those if one.sent <= fault.at]
-        if len(before) > fault.flying:
+        if len(those) > fault.flying:
             found.append(
-                f"{fault.kind} at {fault.at:.0f} s: {len(before)} requests lost, but only {fault.flying} were in flight"
+                f"{fault.kind} at {fault.at:.0f} s: {len(those)} requests lost, but only {fault.flying} were in flight"
             )
     for fault in faults:
         found += [f"{fault.kind} at {fault.at:.0f} s: {words}" for words in fault.wrong]

@@ -38,6 +38,7 @@ class Tally:
     door: int = 0
     closed: float = 0.0
     lost: list[Lost] = field(default_factory=list)
+    sent: int = 0
     in_flight: int = 0
 
 
@@ -87,10 +88,10 @@ class Load:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
-    def flying(self, stack: str) -> int:
-        """Requests of that stack that are sent and not answered yet."""
+    def flying(self, stack: str) -> tuple[int, int]:
+        """Requests of that stack that are sent and not answered yet, and all that were ever sent."""
         with self._lock:
-            return self.tallies[stack].in_flight
+            return self.tallies[stack].in_flight, self.tallies[stack].sent
 
     def answered(self) -> dict[str, int]:
         """Requests answered whole, by stack."""
@@ -114,6 +115,7 @@ class Load:
             if connection is None:
                 return
             with self._lock:
+                tally.sent += 1
                 tally.in_flight += 1
             sent, why = self.now(), ""
             try:

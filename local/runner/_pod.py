@@ -59,6 +59,7 @@ class Pod:
         self._made = False
         self._changed = asyncio.Event()
         self._written: Object = {}
+        self._unremembered = False
         self._failure: _status.Failure | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._end_task: asyncio.Task[None] | None = None
@@ -124,7 +125,9 @@ class Pod:
         return next((one for one in self._all if one.facts.name == container), None)
 
     def look_at_logs(self, moment: float) -> None:
-        """Note how far the logs have grown; `moment` in seconds since 1970."""
+        """Note how far the logs have grown; `moment` in seconds since 1970. Also writes what could not be remembered."""
+        if self._unremembered and not self.stopping.is_set():
+            self.remember()
         for one in self._all:
             if one.facts.running:
                 one.log.look(moment)
@@ -398,9 +401,13 @@ class Pod:
         path = self.folder / "pod.json"
         known = {one.facts.name: memory for one in self._all if (memory := one.memory()) is not None}
         temporary = path.with_name(".pod.json.new")
-        with contextlib.suppress(OSError):
+        try:
             temporary.write_text(json.dumps({"ip": self.ip, "containers": known}))
             temporary.replace(path)
+            self._unremembered = False
+        except OSError:
+            # On a full disk it is tried again: a successor that did not know a process would start a second one beside it.
+            self._unremembered = True
 
     def _remembered(self) -> dict[str, Any]:
         try:
