@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pulumi import _types
 
 _LISTED = re.compile(r"'(\w+)'")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SERVICE = re.compile(r"pulumi_gcp\.[a-z0-9]+|pulumi_kubernetes(\.[a-z0-9]+)+\.v[0-9][a-z0-9]*")
 _SHAPES = re.compile(r"pulumi_(gcp|kubernetes)(\.\w+)+\.(_inputs|outputs)")
+# The class of explicit providers takes as long to load as all else of Google's that a program needs.
+_PROVIDER = "pulumi_gcp.provider"
 _NOT_SERVICES = ("pulumi_gcp._utilities", "pulumi_gcp.config")
 # Their keys are the user's own.
 _MAPS = ("labels", "resource_labels", "metadata", "tags", "annotations", "node_selector", "user_labels")
@@ -31,6 +34,8 @@ _MAPS = ("labels", "resource_labels", "metadata", "tags", "annotations", "node_s
 
 class _Light(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname == _PROVIDER:
+            return importlib.machinery.ModuleSpec(fullname, self)
         shapes = _SHAPES.fullmatch(fullname) is not None
         if not shapes and (_SERVICE.fullmatch(fullname) is None or fullname in _NOT_SERVICES):
             return None
@@ -46,6 +51,8 @@ class _Light(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.__getattr__ = _members(module.__name__)
             return
         module.__all__ = []
+        if module.__name__ == _PROVIDER:
+            return
         with Path(module.__spec__.origin).open(encoding="utf-8") as text:
             listing = False
             for line in text:
@@ -84,6 +91,8 @@ def install() -> None:
     sys.meta_path.insert(0, _Light())
     # The SDK reads the whole stack of every resource's constructor, for error messages of an engine that is not there.
     sys.tracebacklimit = 1
+    # Asked for each property of each resource, and always the same for the same type.
+    setattr(_types, "unwrap_type", functools.cache(_types.unwrap_type))  # noqa: B010 - typed as a function, not as a name
     fast = getattr(yaml, "CSafeLoader", None)
     if fast is not None:
         setattr(yaml, "SafeLoader", fast)  # noqa: B010 - typed as a class, not as a name

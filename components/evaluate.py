@@ -18,10 +18,11 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pulumi
 
@@ -32,6 +33,7 @@ import stacks
 from . import _light
 
 Resource = dict[str, Any]
+_T = TypeVar("_T")
 DAYS_VARIABLE = "TOLLGATE_DAYS"
 # Evaluate with the SDKs as they are: the second try of a program that could not be evaluated lightly.
 _WHOLE = "--whole"
@@ -76,6 +78,18 @@ class _Monitor(pulumi.runtime.mocks.MockMonitor):
         return answer
 
 
+class _Here(ThreadPoolExecutor):
+    """Runs what is asked of it at once: what stands in for the engine waits for nothing, and a thread is waited for."""
+
+    def submit(self, work: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        done: Future[_T] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
+            done.set_exception(error)
+        return done
+
+
 def _named(urn: str) -> str | None:
     """`type::name` of a URN, None for the stack itself."""
     if not urn:
@@ -88,7 +102,9 @@ def _named(urn: str) -> str | None:
 def evaluate(stack: str, root: Path) -> list[Resource]:
     """The resources that the stack's program registers, in a stable order. Raises what the program raises."""
     monitor = _Monitor()
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(_Here())
+    asyncio.set_event_loop(loop)
     # preview=True: unknown outputs stay unknown, and nothing is recorded as evidence.
     pulumi.runtime.set_mocks(_Recorder(), project="tollgate", stack=stack, preview=True, monitor=monitor)
     own = root / "__main__.py"

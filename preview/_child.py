@@ -8,6 +8,7 @@ it, and what changes is compiled. Nothing of Tollgate is imported: the checkout'
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import marshal
@@ -19,9 +20,12 @@ import sysconfig
 import types
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 _DIGEST_BYTES = 32
 _MOST_ENVIRONMENTS = 4
+# What Pulumi's SDK imports for programs of another kind than those that are evaluated: loaded where something is asked of it.
+_SELDOM = ("dill", "pulumi.automation")
 
 
 class _Kept(importlib.machinery.SourceFileLoader):
@@ -47,6 +51,28 @@ class _Kept(importlib.machinery.SourceFileLoader):
         if isinstance(code, types.CodeType):
             _keep(kept, digest + marshal.dumps(code))
         return code
+
+
+class _Later(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules of `_SELDOM`: there once they are imported, loaded by the first question for one of their names."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _SELDOM:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader_state, spec.loader = spec.loader, self
+        return spec
+
+    def exec_module(self, module: Any) -> None:
+        def load(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            del module.__getattr__
+            module.__spec__.loader_state.exec_module(module)
+            return getattr(module, name)
+
+        module.__getattr__ = load
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -82,6 +108,7 @@ def install(folder: Path) -> None:
         return finder(path)  # type: ignore[return-value]
 
     sys.path_hooks.insert(0, hook)
+    sys.meta_path.insert(0, _Later())
     sys.path_importer_cache.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from decimal import Decimal
 from pathlib import Path
 
@@ -93,3 +94,10 @@ def test_googles_names_are_given_and_what_the_user_named_is_kept() -> None:
         "machineType": [{"diskSizeGb": 1}],
         "labels": {"my_team": "a"},
     }
+
+
+def test_what_stands_in_for_the_engine_is_asked_in_this_thread_and_its_error_is_the_answers() -> None:
+    here = evaluate._Here()
+    assert here.submit(threading.get_ident).result() == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        here.submit(lambda: 1 / 0).result()

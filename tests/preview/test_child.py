@@ -93,3 +93,13 @@ def test_a_source_that_does_not_parse_is_the_program_s_error(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 1
     assert "SyntaxError" in done.stderr
+
+
+def test_what_is_seldom_needed_is_loaded_by_the_first_question_for_one_of_its_names(tmp_path: Path) -> None:
+    root = tmp_path / "head"
+    root.mkdir()
+    (root / "dill.py").write_text("print('loaded')\nWORD = 'found'\n")
+    asks = "try:\n    dill.other\nexcept AttributeError as error:\n    print(error)\n"
+    (root / "said.py").write_text("import dill\nimport dill as again\nprint('imported')\nprint(again.WORD)\n" + asks)
+    said = ["imported", "loaded", "found", "module 'dill' has no attribute 'other'"]
+    assert run(root, tmp_path / "kept").splitlines() == said
