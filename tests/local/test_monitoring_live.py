@@ -1,0 +1,266 @@
+"""Rules, alerts and dashboards on the embedded cluster: alerts that fire and go again, and an engine that renames its metric."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import planner
+import stacks
+from benchmarks.scaling import Ground, ask_at_once
+from components.autoscaler import bounds, source_of
+from components.autoscaler_check import Live, WrongQuery, taken_over, verify
+from components.autoscaler_policy import triggers
+from components.monitoring_dashboards import panels, queries
+from components.monitoring_rules import Facts, facts_of, rule_file
+from local import tools
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
+NODES = 2
+QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
+WAITING, RENAMED = "vllm:num_requests_waiting", "vllm:requests_waiting_now"
+ALIVE = {"TollgateAlive"}
+
+
+def stack_of(name: str, **changed: Any) -> stacks.Stack:
+    """What Ground makes of stacks/Pulumi.local-vllm.yaml, as far as rules and queries read it."""
+    base = stacks.load_stack("local-vllm")
+    changed = {"fleet": base.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=NODES)}), **changed}
+    release = changed.pop("release", base.release)
+    slots = release.parallelism.model_copy(update={"slots": 4})
+    changed["release"] = release.model_copy(update={"parallelism": slots})
+    return base.model_copy(
+        update={
+            "name": name,
+            "namespace": name,
+            "autoscaling": stacks.Autoscaling.model_validate(QUICK),
+            **changed,
+        }
+    )
+
+
+def facts_in(ground: Ground, stack: stacks.Stack) -> Facts:
+    plan = planner.plan(stack)
+    return facts_of(stack, plan, source_of(stack, plan), ground.values)
+
+
+def rules(facts: Facts) -> dict[str, Any]:
+    """The stack's PrometheusRule, without the patience that a test does not have."""
+    made = rule_file(facts)
+    for group in made["groups"]:
+        group["interval"] = "1s"
+        for one in group["rules"]:
+            one.pop("for", None)
+    return rule_object(facts.source.namespace, "rules", made)
+
+
+def rule_object(namespace: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": metadata, "spec": spec}
+
+
+def groups(url: str, stack: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=5) as answer:
+        found = json.load(answer)["data"]["groups"]
+    return [one for one in found if one["name"].startswith(f"tollgate-{stack}-")]
+
+
+def firing(ground: Ground) -> set[str]:
+    alerts = [rule for group in groups(ground.prometheus_url, ground.name) for rule in group["rules"]]
+    return {one["name"] for one in alerts if one["type"] == "alerting" and one["state"] == "firing"}
+
+
+def until(ground: Ground, check: Callable[[set[str]], bool], what: str) -> None:
+    """Waits until the alerts that fire are as they should be."""
+    seen: set[str] = set()
+
+    def look() -> bool:
+        seen.clear()
+        seen.update(firing(ground))
+        return check(seen)
+
+    try:
+        ground.until(look, what, 60)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}; firing: {sorted(seen)}") from None
+
+
+@pytest.fixture(scope="module")
+def ground(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    environment = cluster.environment(tmp_path_factory.mktemp("monitoring"))
+    settings = {"fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": NODES}}, "autoscaling": QUICK}
+    made = Ground(environment, cluster.prometheus_url, "watch-live", settings=settings)
+    try:
+        made.deploy()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def live(ground: Ground, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
+    for key, value in cluster.environment(tmp_path).items():
+        if key in ("PATH", "KUBECONFIG"):
+            monkeypatch.setenv(key, value)
+    return Live("http://prometheus.monitoring.svc:9090", embedded=True)
+
+
+def test_a_healthy_stack_has_its_rules_in_prometheus_and_only_the_one_that_always_fires(ground: Ground) -> None:
+    made = rules(facts_in(ground, stack_of(ground.name)))
+    ground.apply(made)
+    until(ground, lambda names: names == ALIVE, "a quiet stack")
+    found = groups(ground.prometheus_url, ground.name)
+    asked = {one["name"]: len(one["rules"]) for one in made["spec"]["groups"]}
+    assert {one["name"]: len(one["rules"]) for one in found} == asked
+    assert [rule["lastError"] for group in found for rule in group["rules"] if rule["health"] != "ok"] == []
+
+
+def test_rules_that_prometheus_refuses_stop_nobody_elses_and_an_event_says_why(ground: Ground) -> None:
+    wrong = {"groups": [{"name": "wrong", "rules": [{"alert": "Wrong", "expr": "sum("}]}]}
+    ground.apply(rule_object(ground.name, "wrong", wrong))
+
+    def said() -> str:
+        field = "--field-selector=reason=Refused"
+        return ground.kubectl("get", "events", field, "-o", "jsonpath={.items[*].message}")
+
+    ground.until(said, "an event", 30)
+    assert "unclosed left parenthesis" in said()
+    assert groups(ground.prometheus_url, ground.name)
+    ground.kubectl("delete", "prometheusrule", "wrong")
+
+
+def test_pods_without_a_node_slow_ones_and_a_second_autoscaler_are_alarms_until_they_are_gone(ground: Ground) -> None:
+    assert firing(ground) == ALIVE
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
+    for name in ("one", "two"):
+        ground.apply(
+            {
+                "apiVersion": "autoscaling/v2",
+                "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": name, "namespace": ground.name},
+                # They find no number to scale on: what is tested is that they are seen.
+                "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": NODES + 1},
+            }
+        )
+    # The new pod takes the last node and is long in starting; for what comes after it there is none.
+    ground.kubectl("set", "env", "deploy/engine", "TOLLGATE_SIM_COLD_START=90s")
+    until(ground, lambda names: "SlowColdStart" in names, "a slow start")
+    ground.kubectl("scale", "deploy", "engine", f"--replicas={NODES + 1}")
+    wrong = {"PodsPending", "SlowColdStart", "TwoAutoscalers"}
+    until(ground, lambda names: names >= wrong, "all three")
+    ground.kubectl("delete", "hpa", "one", "two")
+    ground.kubectl("rollout", "undo", "deploy/engine")
+    ground.kubectl("scale", "deploy", "engine", "--replicas=1")
+    until(ground, lambda names: names == ALIVE, "none of them")
+
+
+def test_a_metric_that_a_new_engine_renames_is_an_alarm_stops_deployments_and_the_service_goes_on(
+    ground: Ground, live: Live, cluster: Any
+) -> None:
+    stack = stack_of(ground.name)
+    plan = planner.plan(stack)
+    asked = triggers(stack.autoscaling, source_of(stack, plan), replicas_min=bounds(stack.autoscaling, plan)[0])
+    ground.autoscale()
+    taken_over(live.get, ground.name, "engine")
+    verify(asked, live.ask, ground.name, replicas_min=1)
+    path = cluster.state_dir / "prometheus" / "prometheus.yml"
+    before = path.read_text()
+    settings = yaml.safe_load(before)
+    # What Prometheus is told of all replicas from now on, as if each were of a version that calls it otherwise.
+    (pods,) = (one for one in settings["scrape_configs"] if one["job_name"] == "pods")
+    pods["metric_relabel_configs"] = [
+        {
+            "source_labels": ["namespace", "__name__"],
+            "regex": f"{ground.name};{WAITING}",
+            "target_label": "__name__",
+            "replacement": RENAMED,
+        }
+    ]
+
+    def condition(kind: str) -> str:
+        found = (ground.get("scaledobject", "engine").get("status") or {}).get("conditions") or []
+        return "".join(one["status"] for one in found if one["type"] == kind)
+
+    try:
+        path.write_text(yaml.safe_dump(settings))
+        reload(cluster)
+        until(ground, lambda names: "QueueMetricMissing" in names, "the alert")
+        with pytest.raises(WrongQuery, match=rf"(?s)publish no {WAITING}.*{RENAMED}"):
+            verify(asked, live.ask, ground.name, replicas_min=1, seconds=0)
+        ground.until(lambda: condition("Fallback") == "True", "KEDA says that it is blind", 60)
+        assert ground.wanted() >= 1
+        done = ask_at_once(ground.url(), ground.values["model"], 2, seconds=60)
+        assert [one.status for one in done.answers] == ["200"] * 2
+    finally:
+        path.write_text(before)
+        reload(cluster)
+    until(ground, lambda names: "QueueMetricMissing" not in names, "quiet")
+
+
+def reload(cluster: Any) -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=10)
+
+
+def test_rules_end_with_their_object(ground: Ground) -> None:
+    assert groups(ground.prometheus_url, ground.name)
+    ground.kubectl("delete", "prometheusrule", "rules")
+    ground.until(lambda: not groups(ground.prometheus_url, ground.name), "no rules", 30)
+
+
+def test_every_panel_of_ollama_behind_the_gateway_has_data(cluster: Any, tmp_path: Path) -> None:
+    try:
+        tools.path("haproxy")
+    except stacks.TollgateError:
+        pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
+    release = "gemma-3-4b-ollama-8"
+    settings = {
+        "release": release,
+        "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": NODES}},
+        "gateway": {"kind": "proxy", "replicas": 1},
+        "autoscaling": QUICK,
+    }
+    made = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "watch-ollama", settings=settings)
+    stack = stack_of(
+        "watch-ollama",
+        release=stacks.load_stack("local-dev").release,
+        gateway=stacks.Gateway.model_validate(settings["gateway"]),
+    )
+    try:
+        made.deploy()
+        facts = facts_in(made, stack)
+        made.apply(rules(facts))
+        url, model = made.url("gateway"), made.values["model"]
+        stop = threading.Event()
+
+        def load() -> None:
+            while not stop.is_set():
+                ask_at_once(url, model, 2, seconds=30)
+
+        asking = threading.Thread(target=load)
+        asking.start()
+        try:
+            empty = {one for one in queries(panels(facts, stack.autoscaling)) if one[1] not in NO_KUBELET}
+            assert len(empty) > 10
+            end = time.monotonic() + 60
+            while empty and time.monotonic() < end:
+                empty = {one for one in empty if not made.ask(one[2])}
+                time.sleep(0.5)
+            assert not empty
+        finally:
+            stop.set()
+            asking.join(60)
+        until(made, lambda names: names == ALIVE, "a quiet stack")
+    finally:
+        made.remove()
+
+
+# The kubelet of the embedded cluster counts no CPU and no memory, and Ollama says nothing of its own.
+NO_KUBELET = {"CPU", "Memory", "Memory by replica"}
