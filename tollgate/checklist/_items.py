@@ -160,7 +160,9 @@ def _ready(stack: stacks.Stack, now: Live) -> Answer:
         return "unknown", now.why, f"pulumi up -s {stack.name}"
     missing = [name for name, ready in now.pods.items() if not ready]
     if missing:
-        return "open", f"not ready: {', '.join(missing)}", f"kubectl describe pod -n {stack.namespace} {missing[0]}"
+        return "open", f"not ready: {', '.join(missing)}", f"{now.asked} describe pod -n {stack.namespace} {missing[0]}"
+    if now.unseen:
+        return "unknown", f"{len(now.pods)} of {len(now.pods)}; not seen: {now.unseen}", f"{now.asked} get pods"
     return "done", f"{len(now.pods)} of {len(now.pods)}", ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from bench.pods import Kubectl
 from local import cluster
 from values import POOL_LABEL
 
+# Of a name of a GKE cluster, by GKE.
+_LONGEST = 40
 # As charts/engine labels them; the Helm release is called engine in every stack.
 _PODS = "app.kubernetes.io/instance=engine,app.kubernetes.io/name={}"
 
@@ -20,9 +23,12 @@ _PODS = "app.kubernetes.io/instance=engine,app.kubernetes.io/name={}"
 @dataclass(frozen=True, kw_only=True)
 class Live:
     """`why`: empty, or why nothing is known. `pods`: name -> ready. `environment`, `arguments`: of the first pod's engine.
-    `nodes`: those of the stack's pool."""
+    `nodes`: those of the stack's pool. `asked`: how kubectl was asked, with its context. `unseen`: which of several clusters
+    did not answer, and why."""
 
     why: str = ""
+    asked: str = "kubectl"
+    unseen: str = ""
     pods: Mapping[str, bool] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -30,30 +36,90 @@ class Live:
 
 
 def live(stack: stacks.Stack, root: Path) -> Live:
-    """Ask the stack's cluster for its engine's pods and its nodes; what stands in the way is said, never raised."""
-    if stack.target == "gke":
-        return Live(why="a cluster of GKE is not asked from here: see kubectl get pods with its context")
-    try:
-        kubectl = _kubectl(stack, root)
-        found = kubectl.get("pods", "-l", _PODS.format(stack.release.engine), "--request-timeout=8s")
-        nodes = kubectl.get("nodes", "-l", f"{POOL_LABEL}={stack.name}", "--request-timeout=8s")
-    except stacks.TollgateError as error:
-        return Live(why=str(error).splitlines()[0][:200])
+    """Ask the stack's clusters for its engine's pods and its nodes; what stands in the way is said, never raised.
+
+    On GKE and on existing clusters kubectl is asked with this machine's kubeconfig, which may well lead nowhere from here.
+    """
+    found, refused = [], []
+    for place in _places(stack):
+        try:
+            found.append(_one(stack, _kubectl(stack, place, root)))
+        except stacks.TollgateError as error:
+            refused.append(" ".join(str(error).split())[:240])
+    # Where nothing runs there may be something in another region.
+    seen = [one for one in found if not one.why] or found
+    if not seen:
+        return Live(why="; ".join(refused))
+    first = seen[0]
+    return Live(
+        why=first.why,
+        pods={name: ready for one in seen for name, ready in one.pods.items()},
+        environment=first.environment,
+        arguments=first.arguments,
+        nodes=tuple(sorted(name for one in found for name in one.nodes)),
+        asked=first.asked,
+        unseen="; ".join(refused),
+    )
+
+
+def _one(stack: stacks.Stack, kubectl: Kubectl) -> Live:
+    found = kubectl.get("pods", "-l", _PODS.format(stack.release.engine), "--request-timeout=8s")
+    nodes = _names(kubectl.get("nodes", "-l", f"{POOL_LABEL}={stack.name}", "--request-timeout=8s"))
+    asked = f"kubectl --context {kubectl.context}" if kubectl.context else "kubectl"
     if not found["items"]:
-        return Live(why=f"nothing of it runs in namespace {stack.namespace}", nodes=_names(nodes))
+        return Live(why=f"nothing of it runs in namespace {stack.namespace}", nodes=nodes, asked=asked)
     first = found["items"][0]["spec"]["containers"][0]
     env = {one["name"]: one["value"] for one in first.get("env", ()) if "value" in one}
     arguments = (*first.get("command", ()), *first.get("args", ()))
     pods = {one["metadata"]["name"]: _ready(one) for one in found["items"]}
-    return Live(pods=pods, environment=env, arguments=tuple(map(str, arguments)), nodes=_names(nodes))
+    return Live(pods=pods, environment=env, arguments=tuple(map(str, arguments)), nodes=nodes, asked=asked)
 
 
-def _kubectl(stack: stacks.Stack, root: Path) -> Kubectl:
-    if stack.target == "kubernetes":
-        return Kubectl(environment=os.environ, namespace=stack.namespace, context=stack.cluster)
-    found = cluster.load(stack.cluster)
-    found.enter()
-    return Kubectl(environment=found.environment(root), namespace=stack.namespace)
+def _places(stack: stacks.Stack) -> tuple[str, ...]:
+    """Contexts of the kubeconfig; on GKE one for each region, as `gcloud container clusters get-credentials` names them."""
+    if stack.target != "gke":
+        return (stack.cluster,)
+    alone = stack.gke.adopt and len(stack.fleet.regions) == 1
+    names = {
+        region: stack.gke.names.get(region, stack.cluster if alone else f"{stack.cluster}-{region}")
+        for region in stack.fleet.regions
+    }
+    return tuple(f"gke_{stack.project}_{region}_{name}" for region, name in names.items())
+
+
+def _kubectl(stack: stacks.Stack, place: str, root: Path) -> Kubectl:
+    if stack.target == "local":
+        found = cluster.load(place)
+        found.enter()
+        return Kubectl(environment=found.environment(root), namespace=stack.namespace)
+    # Asked for a context that is not there, kubectl names no fix.
+    known = (
+        Kubectl(environment=os.environ, namespace=stack.namespace).run("config", "get-contexts", "-o", "name").split()
+    )
+    context = next((name for name in known if name == place or _shortened(place, name)), None)
+    if context is None:
+        raise stacks.TollgateError(
+            f"no context {place} in this machine's kubeconfig; fix: {_credentials(stack, place)}"
+        )
+    return Kubectl(environment=os.environ, namespace=stack.namespace, context=context)
+
+
+def _shortened(place: str, context: str) -> bool:
+    """A cluster whose name would be longer than GKE allows keeps its beginning and gets a hash."""
+    beginning, _, name = place.rpartition("_")
+    return len(name) > _LONGEST and re.fullmatch(
+        re.escape(f"{beginning}_{name[: _LONGEST - 7].rstrip('-.')}") + "-[0-9a-f]{6}", context
+    ) is not None  # fmt: skip
+
+
+def _credentials(stack: stacks.Stack, place: str) -> str:
+    if stack.target != "gke":
+        return "kubectl config get-contexts shows those that there are"
+    # Nothing of it has an underscore of its own.
+    _, project, region, name = place.split("_")
+    if len(name) > _LONGEST:
+        return f"gcloud container clusters list --project {project}, and get-credentials of the one that begins so"
+    return f"gcloud container clusters get-credentials {name} --region {region} --project {project}"
 
 
 def _names(found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -96,14 +96,16 @@ def _parallelism(
 def _pod(knob: str, now: Live) -> Step:
     name, _, _ = knob.partition("=")
     if now.why:
-        return Step(value="parallelism", at="pod", found="not seen", how=now.why, source="kubectl get pods")
+        return Step(value="parallelism", at="pod", found="not seen", how=now.why, source=f"{now.asked} get pods")
     found = next((text for text in now.arguments if text.startswith(f"{name}=")), None)
     if name in now.environment:
         found = f"{name}={now.environment[name]}"
     pod = next(iter(now.pods))
     same = found == knob
     how = "as planned" if same else "another than planned: the stack has changed since it was deployed"
-    return Step(value="parallelism", at="pod", found=found or f"no {name}", how=how, source=f"kubectl get pod {pod}")
+    return Step(
+        value="parallelism", at="pod", found=found or f"no {name}", how=how, source=f"{now.asked} get pod {pod}"
+    )
 
 
 def _nodes(stack: stacks.Stack, plan: planner.Plan, root: Path, now: Live) -> Iterator[Step]:
@@ -142,12 +144,13 @@ def _nodes(stack: stacks.Stack, plan: planner.Plan, root: Path, now: Live) -> It
         source=_code(planner.predict),
     )  # fmt: skip
     if now.why and not now.nodes:
-        yield Step(value="nodes", at="cluster", found="not seen", how=now.why, source="kubectl get nodes")
+        yield Step(value="nodes", at="cluster", found="not seen", how=now.why, source=f"{now.asked} get nodes")
         return
     ready = sum(now.pods.values())
     yield Step(
-        value="nodes", at="cluster", found=f"{len(now.nodes)} nodes, {ready} of {len(now.pods)} pods ready", how="now",
-        source=f"kubectl get nodes -l {values.POOL_LABEL}={stack.name}",
+        value="nodes", at="cluster", found=f"{len(now.nodes)} nodes, {ready} of {len(now.pods)} pods ready",
+        how=f"now; not seen: {now.unseen}" if now.unseen else "now",
+        source=f"{now.asked} get nodes -l {values.POOL_LABEL}={stack.name}",
     )  # fmt: skip
 
 
