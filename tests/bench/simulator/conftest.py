@@ -51,7 +51,7 @@ def start(dialect: str, *words: str, wait: bool = True, **env: str) -> Served:
         full["OLLAMA_HOST"] = f"127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-m", "bench.simulator", *arguments], cwd=ROOT, env=full | env)
     served = Served(process, "127.0.0.1", port)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while wait:
         try:
             if httpx2.get(served.url + ("/health" if dialect == "vllm" else "/"), timeout=2).status_code == 200:
@@ -59,7 +59,7 @@ def start(dialect: str, *words: str, wait: bool = True, **env: str) -> Served:
         except httpx2.HTTPError:
             pass
         assert process.poll() is None, "the simulator ended before it served"
-        assert time.monotonic() < deadline, "the simulator did not serve in 20 s"
+        assert time.monotonic() < deadline, "the simulator did not serve in 60 s"
         time.sleep(0.02)
     return served
 
@@ -80,12 +80,12 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until something is so, for at most 20 s: how long it takes is up to the machine."""
+    """Waits until something is so, for at most 60 s: how long it takes is up to the machine."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
-            assert time.monotonic() < deadline, "it is not so after 20 s"
+            assert time.monotonic() < deadline, "it is not so after 60 s"
             time.sleep(0.02)
 
     return wait
