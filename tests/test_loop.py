@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,13 @@ def outputs(pulumi: Pulumi, stack: str) -> dict[str, Any]:
     return found
 
 
+def rule_groups(cluster: Any, stack: str) -> list[str]:
+    """What Prometheus has of that stack's rules."""
+    with urllib.request.urlopen(f"{cluster.prometheus_url}/api/v1/rules", timeout=10) as answer:
+        found = [group["name"] for group in json.load(answer)["data"]["groups"]]
+    return sorted(name for name in found if name.startswith(f"tollgate-{stack}-"))
+
+
 def test_stack_init_leaves_the_committed_stack_files_as_they_are(pulumi: Pulumi, checkout: Path) -> None:
     salts = [line for line in (HERE / "stacks" / "Pulumi.local-dev.yaml").read_text().splitlines() if "salt" in line]
     assert salts
@@ -143,6 +151,10 @@ def test_up_deploys_measures_and_leaves_signed_evidence(pulumi: Pulumi, checkout
     assert len(runs) >= 3
     # Five users on each of two replicas: 2.7 s by the calibrated case; a Service spreads them unevenly, and machines are busy.
     assert all(2.0 < run.metrics["e2e_mean_seconds"] < 12 for run in runs)
+
+
+def test_its_alert_rules_are_in_prometheus(pulumi: Pulumi, cluster: Any) -> None:
+    assert rule_groups(cluster, "local-dev") == ["tollgate-local-dev-alerts", "tollgate-local-dev-recordings"]
 
 
 def test_a_second_up_changes_nothing_and_measures_nothing_again(pulumi: Pulumi, checkout: Path) -> None:
@@ -208,11 +220,15 @@ def test_a_broken_stack_file_is_one_clear_error_without_traceback(pulumi: Pulumi
         path.write_text(text)
 
 
-def test_destroy_leaves_nothing(pulumi: Pulumi, kubectl: Any) -> None:
+def test_destroy_leaves_nothing(pulumi: Pulumi, kubectl: Any, cluster: Any) -> None:
     for stack in ("local-prod", "local-dev"):
         pulumi("destroy", "-s", stack, "--yes", "--skip-preview")
         assert kubectl("get", "namespace", stack, "--ignore-not-found") == ""
     assert kubectl("get", "nodes", "-l", "tollgate.dev/pool", "-o", "name") == ""
+    end = time.monotonic() + 30
+    while left := [*rule_groups(cluster, "local-dev"), *rule_groups(cluster, "local-prod")]:
+        assert time.monotonic() < end, f"rules of stacks that are gone: {left}"
+        time.sleep(0.2)
 
 
 def test_the_same_loop_turns_with_vllm(pulumi: Pulumi, checkout: Path, kubectl: Any) -> None:
