@@ -160,17 +160,17 @@ class _Document:
         path: str,
         name: str,
         body: Schema,
-        answer: Schema,
+        answer: Schema | None,
         *codes: int,
         also: dict[str, Schema] | None = None,
+        method: str = "post",
     ) -> None:
-        good = {
-            "description": "Successful Response",
-            "content": {"application/json": {"schema": answer}} | (also or {}),
-        }
+        good: Schema = {"description": "Successful Response"}
+        if answer is not None:
+            good["content"] = {"application/json": {"schema": answer}} | (also or {})
         responses = {"200": good} | {str(code): _json(self.error, "Error") for code in codes}
         content = {"required": True, "content": {"application/json": {"schema": body}}}
-        self._add(path, "post", {"operationId": name, "requestBody": content, "responses": responses})
+        self._add(path, method, {"operationId": name, "requestBody": content, "responses": responses})
 
     def _add(self, path: str, method: str, operation: Schema) -> None:
         if self.secured and path.startswith(("/v1", "/api")):
@@ -265,9 +265,8 @@ def ollama_document(options: Engine) -> Schema:
     made.get("/api/ps", "ps", models)
     made.get("/v1/models", "models", _MODELS)
     made.post("/api/show", "show", named, _object(["details", "model_info"]), 400, 404)
-    pulled = _object(
-        ["model"], model={"type": "string", "pattern": "^[a-z][a-z0-9]{0,20}(:[a-z0-9]{1,9})?$"}, stream=_FLAG
-    )
+    named_so: Schema = {"type": "string", "pattern": "^[a-z][a-z0-9]{0,20}(:[a-z0-9]{1,9})?$"}
+    pulled = _object(["model"], model=named_so, stream=_FLAG)
     made.post("/api/pull", "pull", pulled, _object(["status"], status=_TEXT), 400, 404, also=_LINES)
     ask = _object(["model"], prompt=_TEXT, system=_TEXT, images=images, **common)
     made.post("/api/generate", "generate", ask, done, 400, 404, 503, also=_LINES)
@@ -288,4 +287,8 @@ def ollama_document(options: Engine) -> Schema:
     given = {"anyOf": [_TEXT, _list(_TEXT, minItems=1)]}
     vectors = _object(["model", "input"], model=model, input=given, dimensions=_DIMENSIONS, encoding_format=_ENCODING)
     made.post("/v1/embeddings", "openai_embeddings", vectors, _VECTORS, 400, 404, 503)
+    copied = _object(["source", "destination"], source=model, destination=named_so)
+    made.post("/api/copy", "copy", copied, None, 400, 404)
+    # Last: who tries them all in their order would find no model after it.
+    made.post("/api/delete", "delete", named, None, 400, 404, method="delete")
     return made.document

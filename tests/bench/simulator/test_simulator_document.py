@@ -47,6 +47,8 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/tokenize": [{"prompt": "hello"}, {"messages": PARTS}],
     "/detokenize": [{"tokens": [1, 2]}],
     "/api/show": [{}],
+    "/api/copy": [{"source": "gemma3:4b", "destination": "mine"}],
+    "/api/delete": [{}],
     "/api/pull": [{}],
     "/api/generate": [{"prompt": "hello", "options": OPTIONS, "images": [""], "format": SCHEMA}, {"stream": False}],
     "/api/chat": [
@@ -117,19 +119,25 @@ def declared(schema: dict[str, Any], path: Path) -> bool:
     return False
 
 
-def bodies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The schema of what each POST route takes."""
-    posts = {path: methods["post"] for path, methods in document["paths"].items() if "post" in methods}
-    return {path: post["requestBody"]["content"]["application/json"]["schema"] for path, post in posts.items()}
+def bodies(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The schema of what each (method, path) takes that takes something."""
+    return {
+        (method, path): operation["requestBody"]["content"]["application/json"]["schema"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if "requestBody" in operation
+    }
 
 
-async def looked_for(options: Engine, path: str, seen: set[Path]) -> list[bytes]:
+async def looked_for(options: Engine, method: str, path: str, seen: set[Path]) -> list[bytes]:
     """What is answered to the route's bodies; `seen` gets what was looked for in them."""
     machine = Machine(options, asyncio.get_running_loop())
     app = Vllm(machine, options) if options.dialect == "vllm" else _ollama.Ollama(machine, options)
     answers = []
     for body in BODIES[path]:
-        request = Request(b"POST", path.encode(), b"", orjson.dumps({"model": options.models[0]} | body), True)
+        request = Request(
+            method.upper().encode(), path.encode(), b"", orjson.dumps({"model": options.models[0]} | body), True
+        )
         request.content_type = b"application/json"
         connection: Any = Connection()
         answers.append(app.handle(connection, request) or b"")
@@ -149,12 +157,23 @@ def test_every_member_of_a_request_that_is_read_is_declared(
     monkeypatch.setattr(_ask, "read", lambda body: watched(ask_read(body), (), seen))
     monkeypatch.setattr(_ollama.Ollama, "_read", lambda self, request: watched(ollama_read(self, request), (), seen))
     undeclared: dict[str, list[Path]] = {}
-    for path, schema in bodies(document).items():
+    for (method, path), schema in bodies(document).items():
         seen.clear()
-        answers = asyncio.run(looked_for(options, path, seen))
+        answers = asyncio.run(looked_for(options, method, path, seen))
         refused = [answer for answer in answers if answer and b" 200 OK" not in answer[:20]]
         assert not refused, f"{path} does not serve what this test sends: {refused[0].decode()}"
         assert seen, f"nothing of {path} was watched"
         assert not declared(schema, ("no such member",)), f"this test would find nothing in {path}"
         undeclared[path] = sorted(one for one in seen if not declared(schema, one))
     assert {path: found for path, found in undeclared.items() if found} == {}
+
+
+@pytest.mark.parametrize(("options", "document"), [(VLLM, vllm_document(VLLM)), (OLLAMA, ollama_document(OLLAMA))])
+def test_every_route_that_is_served_is_documented_with_its_method(options: Engine, document: dict[str, Any]) -> None:
+    async def served() -> dict[str, str]:
+        machine = Machine(options, asyncio.get_running_loop())
+        app = Vllm(machine, options) if options.dialect == "vllm" else _ollama.Ollama(machine, options)
+        return {path.decode(): method.decode().lower() for path, (method, _) in app.routes.items()}
+
+    told = {path: method for path, methods in document["paths"].items() for method in methods}
+    assert told == {path: method for path, method in asyncio.run(served()).items() if path != "/openapi.json"}

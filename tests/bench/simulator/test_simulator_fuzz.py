@@ -51,6 +51,9 @@ def test_what_the_document_allows_is_served_and_anything_else_is_no_server_error
     targets: dict[str, Any], dialect: str, mode: GenerationMode
 ) -> None:
     target = targets[dialect]
+    if dialect == "ollama":
+        # The last operation of the document deletes it.
+        assert httpx2.post(target.url + "/api/pull", json={"model": "gemma3:4b", "stream": False}).status_code == 200
     schema = schemathesis.openapi.from_url(target.url + "/openapi.json")
     checks = [*CHECKS, positive_data_acceptance] if mode is GenerationMode.POSITIVE else CHECKS
     tried: dict[str, int] = {}
