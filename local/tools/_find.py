@@ -255,7 +255,8 @@ def remove_old(*, everything: bool) -> list[Path]:
     gone = [root / name for name in ("go-build", "logs", "tmp", "go-mod", "path-versions.json")]
     gone += [build for build in (root / "tools").glob("*/*") if build not in keep]
     if everything:
-        gone += [root / "bin", root / "go"]
+        # `preview` is what previews have compiled (preview/_evaluate.py).
+        gone += [root / "bin", root / "go", root / "preview"]
     removed = [path for path in gone if path.exists()]
     for path in removed:
         remove(path)

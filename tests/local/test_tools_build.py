@@ -227,11 +227,15 @@ def test_clean_keeps_what_is_in_use_and_removes_the_rest(go: Path) -> None:
     tools.ensure(["helm"], progress=lambda _: None)
     old = go / "cache" / "tools" / "helm" / "3.1.0-000000000000"
     old.mkdir()
+    compiled = go / "cache" / "preview" / "cpython-311-0123456789ab"
+    compiled.mkdir(parents=True)
     assert old in tools.clean()
     assert not old.exists()
+    assert compiled.exists()
     assert tools.path("helm").exists()
     assert not (go / "cache" / "go-build").exists()
-    tools.clean(everything=True)
+    assert compiled.parent in tools.clean(everything=True)
+    assert not compiled.parent.exists()
     with pytest.raises(TollgateError):
         tools.path("helm")
 
