@@ -28,7 +28,7 @@ class Engine:
     plugins: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str, fails: bool = False, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, fails: bool = False, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         command = ["pulumi", *arguments, "--non-interactive", "--color", "never"]
         done = subprocess.run(
             command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=seconds, check=False

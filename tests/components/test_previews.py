@@ -94,7 +94,7 @@ def test_production_is_previewed_whole_before_any_cluster_exists(engine: Engine)
     assert {entry["type"].split(":")[0] for entry in asked} == {"gcp"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_second_region_comes_beside_the_first_and_replaces_nothing_of_it(engine: Engine) -> None:
     engine.run("stack", "init", "prod")
     engine.run("config", "set", "--secret", "secrets:apiKey", "sk-of-the-test", "-s", "prod")
@@ -108,7 +108,7 @@ def test_a_second_region_comes_beside_the_first_and_replaces_nothing_of_it(engin
     dns["weights"] = {"us-central1": 1}
     del dns["shift"]
     path.write_text(yaml.safe_dump(one))
-    engine.run("up", "-s", "prod", "--yes", "--skip-preview", seconds=300)
+    engine.run("up", "-s", "prod", "--yes", "--skip-preview", seconds=500)
     path.write_text(yaml.safe_dump(two))
     steps = json.loads(engine.run("preview", "-s", "prod", "--json", "--show-sames").stdout)["steps"]
     assert {step["op"] for step in steps} == {"same", "update", "create"}
