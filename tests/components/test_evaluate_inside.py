@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -77,6 +78,10 @@ def test_a_program_that_fails_lightly_is_tried_again_with_the_whole_sdks(
         returncode = 2
 
     monkeypatch.chdir(tmp_path)
+    # What a process of its own may change for good is put back for the tests after this one.
+    for reader in ("load_pipeline", "load_release", "load_stack"):
+        monkeypatch.setattr(stacks, reader, getattr(stacks, reader))
+    monkeypatch.setattr(logging.getLogger("asyncio"), "level", logging.getLogger("asyncio").level)
     monkeypatch.setattr(evaluate._light, "install", lambda: None)
     monkeypatch.setattr(evaluate.stacks, "load_stack", lambda *_: (_ for _ in ()).throw(AttributeError("not light")))
     monkeypatch.setattr(evaluate.subprocess, "run", lambda command: asked.append(command) or Done())
@@ -101,3 +106,7 @@ def test_what_stands_in_for_the_engine_is_asked_in_this_thread_and_its_error_is_
     assert here.submit(threading.get_ident).result() == threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         here.submit(lambda: 1 / 0).result()
+
+
+def test_files_are_read_anew_in_the_process_of_the_tests() -> None:
+    assert not hasattr(stacks.load_pipeline, "cache_info")
