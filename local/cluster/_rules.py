@@ -119,7 +119,11 @@ class RuleFiles:
         """One file written (or removed) and read by Prometheus; as it was before where Prometheus does not take it."""
         path = self._folder / name
         before = path.read_bytes() if path.exists() else b""
-        _replace(path, text)
+        try:
+            _replace(path, text)
+        except OSError:
+            # A full disk passes.
+            return False
         try:
             answer = await client.post("/-/reload")
         except httpx2.HTTPError:

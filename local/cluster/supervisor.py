@@ -22,6 +22,7 @@ import httpx2
 import psutil
 import yaml
 
+from local._standard_error import make_patient
 from stacks import TollgateError
 
 from . import _bootstrap, _components, _hosts, _network, _nft, _pki, _prometheus, _rules, _slots, _state, _system
@@ -336,6 +337,7 @@ def _holder(port: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run until stopped; what goes wrong before the first process stands in `state.json`."""
+    make_patient()
     layout = Layout(home=Path(arguments[0]), name=arguments[1])
     plan = Plan.read(layout.state_dir / "plan.json")
     slot = _slots.take_slot()

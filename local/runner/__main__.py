@@ -7,6 +7,8 @@ import asyncio
 import ipaddress
 from pathlib import Path
 
+from local._standard_error import make_patient
+
 from ._runner import Runner
 from ._settings import Settings
 
@@ -27,6 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--keep-pods", action="store_true", help="let pods live on after SIGTERM")
     given = parser.parse_args()
+    make_patient()
     asyncio.run(Runner(Settings(**vars(given))).run())
 
 

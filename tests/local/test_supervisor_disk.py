@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from local._standard_error import Patient
 from local.cluster._layout import Layout
 from local.cluster._plan import DATA, PROGRAMS, Plan
+from local.cluster._rules import RuleFiles
 from local.cluster.supervisor import Supervisor
 
 
@@ -33,3 +39,27 @@ def test_a_state_that_could_not_be_written_is_written_once_there_is_room(
     written = place.state.stat().st_mtime_ns
     supervisor.save_again()
     assert place.state.stat().st_mtime_ns == written
+
+
+def test_a_log_on_a_full_disk_ends_nobody(tmp_path: Path) -> None:
+    handle = os.open("/dev/full", os.O_WRONLY)
+    try:
+        print("lost", file=Patient(handle), flush=True)
+        try:
+            raise RuntimeError("lost, too")
+        except RuntimeError:
+            traceback.print_exc(file=Patient(handle))
+    finally:
+        os.close(handle)
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        print("kept \u00e9", file=Patient(file.fileno()))
+    assert path.read_text(encoding="utf-8") == "kept \u00e9\n"
+
+
+def test_rules_that_found_no_room_are_tried_again(tmp_path: Path) -> None:
+    api: Any = None
+    client: Any = None
+    # The folder is missing: as with a full disk, the write fails before Prometheus is asked.
+    rules = RuleFiles(tmp_path / "rules", api, "http://127.0.0.1:9", tmp_path / "log")
+    assert asyncio.run(rules._put(client, "n_r.yaml", b"{}", None)) is False
