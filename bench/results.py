@@ -202,9 +202,9 @@ def read(path: Path) -> Result | Limit | Matrix | Tuning:
     """A file of `--json`, of whichever kind. Raises InputError when it is none."""
     try:
         given = json.loads(path.read_bytes())
-        kind = given.get("kind", "") if isinstance(given, dict) else ""
+        kind = str(given.get("kind", "")) if isinstance(given, dict) else ""
         return _KINDS.get(kind, Result).model_validate(given)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise stacks.InputError(
             where=str(path), got=str(error).splitlines()[0], allowed="a file that --json wrote", fix="name another"
         ) from error
@@ -226,8 +226,12 @@ class Pair(_Frozen):
 
 
 def read_pair(text: str) -> Pair:
-    """A Job's result: a bare `Result`, or a `Pair`. Raises pydantic's ValidationError."""
-    found = json.loads(text)
-    if isinstance(found, dict) and "result" in found:
-        return Pair.model_validate(found)
-    return Pair(result=Result.model_validate(found))
+    """A Job's result: a bare `Result`, or a `Pair`. Raises TollgateError for anything else: the pod wrote it."""
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and "result" in found:
+            return Pair.model_validate(found)
+        return Pair(result=Result.model_validate(found))
+    except (ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise stacks.TollgateError(f"the benchmark Job left no result: {what}") from None

@@ -74,7 +74,7 @@ def unseal(data: bytes, trusted: Mapping[str, Ed25519PublicKey], where: str) -> 
         raise EvidenceBroken(f"{where}: the signature does not fit the statement; one of the two was changed") from None
     try:
         statement = json.loads(payload, parse_constant=_no_constant, parse_float=_finite)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvidenceBroken(f"{where}: the statement cannot be read ({error})") from None
     if not isinstance(statement, dict):
         raise EvidenceBroken(f"{where}: the statement is no object")

@@ -26,6 +26,7 @@ import stacks
 from ._backends import VARIABLE, Backend, Folder, backend_of
 from ._envelope import borrowed, seal, unseal
 from ._errors import EvidenceBroken
+from ._facts import check
 from ._keys import OWN, Keys
 
 GENESIS = "sha256:" + "0" * 64
@@ -165,8 +166,8 @@ class Store:
         entry = Entry(number=number, digest=digest, signed_by=signed_by, statement=statement)
         try:
             whole = bool(entry.kind and entry.stack and entry.release_name) and len(entry.release) == 71
-            whole = whole and entry.signed_at.tzinfo is not None
-        except (KeyError, IndexError, TypeError, ValueError):
+            check(entry.facts)
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             whole = False
         if not whole:
             raise EvidenceBroken(f"{where}: signed, but not a statement of this program")

@@ -97,7 +97,7 @@ def read_results(path: Path) -> tuple[Measured, ...]:
         try:
             loaded = json.loads(file.read_text(encoding="utf-8"))
             measured = from_result(loaded)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 where=str(file),
                 got=f"{type(error).__name__}: {error}",
@@ -133,13 +133,14 @@ def from_result(result: Mapping[str, Any]) -> Measured | None:
         return None
 
     def mean(name: str) -> float | None:
-        values = [run["metrics"][name] for run in runs if name in run["metrics"]]
+        # What is no rate and no time tells nothing, and has no logarithm.
+        values = [value for run in runs if 0 < (value := float(run["metrics"].get(name, 0))) < math.inf]
         return sum(values) / len(values) if values else None
 
     slots = result.get("server", {}).get("slots")
     return Measured(
         traffic=Traffic.model_validate(result["traffic"]),
-        replicas=int(result["replicas"]),
+        replicas=max(1, int(result["replicas"])),
         slots=int(slots) if slots else None,
         runs=len(runs),
         requests_per_second=mean("requests_per_second"),

@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
 from ._events import Event
-from ._model import HOURS_PER_MONTH, LEVELS, ZERO, Item, Level, Model, Shape, Unpriced, amount
+from ._model import HOURS_PER_MONTH, LEVELS, ZERO, Item, Level, Model, Shape, Sum, Unpriced, amount
 
 # Field of a release -> its word; in the order in which they are said.
 _RELEASE = {
@@ -36,14 +36,14 @@ Status = Literal["unchanged", "changed", "new", "removed", "broken"]
 class Amounts(Model):
     """Nodes and dollars at one level, of what has a price. A month has 730 hours; change is after minus before, exactly."""
 
-    nodes_before: Decimal
-    nodes_after: Decimal
-    usd_per_hour_before: Decimal
-    usd_per_hour_after: Decimal
-    usd_per_hour_change: Decimal
-    usd_per_month_before: Decimal
-    usd_per_month_after: Decimal
-    usd_per_month_change: Decimal
+    nodes_before: Sum
+    nodes_after: Sum
+    usd_per_hour_before: Sum
+    usd_per_hour_after: Sum
+    usd_per_hour_change: Sum
+    usd_per_month_before: Sum
+    usd_per_month_after: Sum
+    usd_per_month_change: Sum
 
     @property
     def usd_per_hour_step(self) -> Decimal:

@@ -84,11 +84,11 @@ def _read(line: str) -> Evaluation | None:
     try:
         entry = json.loads(line)
         return Evaluation(
-            stack=entry["stack"],
+            stack=str(entry["stack"]),
             resources=tuple(entry["resources"]),
             plan=entry.get("plan"),
             release=entry.get("release"),
-            error=entry["error"],
+            error=None if entry["error"] is None else str(entry["error"]),
             input_error=bool(entry.get("input_error")),
         )
     except (ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ._model import Model
+from ._model import Model, of_strangers
 
 Resource = Mapping[str, Any]
 NODE_POOL = "gcp:container/nodePool:NodePool"
@@ -68,6 +68,7 @@ class Event(Model):
         return text + (", it is protected: pulumi up will refuse" if self.protected else "")
 
 
+@of_strangers
 def events(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Event, ...]:
     """Replacements and deletions between two evaluations, in a stable order; what is passing by nature is left out."""
     old, new = _by_key(before), _by_key(after)
@@ -89,6 +90,7 @@ def events(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Event
     return tuple(sorted(found, key=lambda event: (event.op, event.type, event.name)))
 
 
+@of_strangers
 def counts(before: Iterable[Resource], after: Iterable[Resource]) -> dict[str, int]:
     """How many resources of a provider would be created, updated and deleted; a replaced one counts as updated."""
     old, new = _by_key(before), _by_key(after)
@@ -104,6 +106,7 @@ def counts(before: Iterable[Resource], after: Iterable[Resource]) -> dict[str, i
     return {word: number for word, keys in found.items() if (number := sum(_real(key[0]) for key in keys))}
 
 
+@of_strangers
 def stated_counts(steps: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """The same from the steps of `pulumi preview --json`."""
     words = {"create": "created", "update": "updated", "replace": "updated", "delete": "deleted"}
@@ -120,6 +123,7 @@ def _real(kind: str) -> bool:
     return not kind.startswith(("tollgate:", "pulumi:"))
 
 
+@of_strangers
 def stated(steps: Iterable[Mapping[str, Any]]) -> tuple[Event, ...]:
     """The same from the steps of `pulumi preview --json`."""
     found = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+import stacks
 
 # Google and AWS both bill by the second and quote 730 hours as a month.
 HOURS_PER_MONTH = Decimal(730)
@@ -14,6 +17,44 @@ Level = Literal["min", "expected", "max"]
 LEVELS: tuple[Level, ...] = ("min", "expected", "max")
 Kind = Literal["gpu-pool", "cpu-pool", "disk", "load-balancer", "cluster", "address", "nat", "egress"]
 ZERO = Decimal(0)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_MOST_NUMBER, _MOST_SUM = Decimal("1e9"), Decimal("1e22")
+_UNLIKE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def of_strangers(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """For what reads resources. A program may register anything under any name; what then cannot be read as what it is called
+    is said in words, as a TollgateError, and not a fault of ours in the middle of somebody's pull request."""
+
+    @functools.wraps(read)
+    def reading(*given: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return read(*given, **named)
+        except _UNLIKE as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise stacks.TollgateError(
+                f"a resource is not of the form that its type has ({what})\n"
+                "  fix: see what the program registers; if that is right, report it"
+            ) from error
+
+    return reading
+
+
+def _within(most: Decimal) -> AfterValidator:
+    """What is beyond it has more digits than a sum keeps, and as many as somebody likes where it is written out."""
+
+    def judged(value: Decimal) -> Decimal:
+        if not -most < value < most:
+            raise ValueError(f"must be below {most:g}")
+        return value
+
+    return AfterValidator(judged)
+
+
+Number = Annotated[Decimal, _within(_MOST_NUMBER)]
+# Of products of them.
+Sum = Annotated[Decimal, _within(_MOST_SUM)]
 
 
 class Model(BaseModel):
@@ -26,10 +67,10 @@ class Quantity(Model):
     """How much of a resource there is: at least, as planned (the mean where a day is given), at most; `peak`: as planned for
     the traffic as the stack states it."""
 
-    min: Decimal
-    expected: Decimal
-    max: Decimal
-    peak: Decimal
+    min: Number
+    expected: Number
+    max: Number
+    peak: Number
 
     @classmethod
     def fixed(cls, amount: Decimal | int) -> Quantity:
@@ -55,7 +96,7 @@ class Item(Model):
     region: str
     unit: str
     quantity: Quantity
-    usd_per_hour: Decimal | None
+    usd_per_hour: Number | None
     source: str = ""
     as_of: str | None = None
     machine_type: str | None = None
@@ -107,10 +148,10 @@ class Plan(Model):
     """What the planner says of a stack: latencies in seconds at its traffic (None: it saturates), tokens per second in the
     mean of the day and at its peak, broken promises."""
 
-    e2e_p95_seconds: Decimal | None = None
-    ttft_p95_seconds: Decimal | None = None
-    output_tokens_per_second: Decimal = ZERO
-    output_tokens_per_second_peak: Decimal = ZERO
+    e2e_p95_seconds: Number | None = None
+    ttft_p95_seconds: Number | None = None
+    output_tokens_per_second: Number = ZERO
+    output_tokens_per_second_peak: Number = ZERO
     unmet: tuple[str, ...] = ()
     binds: str = ""
 
@@ -153,7 +194,9 @@ class Shape(Model):
         if any(pool.usd_per_hour is None for pool in self.pools):
             return None
         tokens = self.plan.output_tokens_per_second * 3600 / 1_000_000
-        return (self.hourly("expected") / tokens).quantize(Decimal("0.0001"))
+        each = self.hourly("expected") / tokens
+        # Next to no tokens cost more than anybody could write down.
+        return each.quantize(Decimal("0.0001")) if each < _MOST_SUM else None
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:

@@ -13,7 +13,7 @@ from typing import Any
 
 import planner
 
-from ._model import LEVELS, ZERO, Item, Plan, Quantity, Shape, Unpriced, amount, total
+from ._model import LEVELS, ZERO, Item, Plan, Quantity, Shape, Unpriced, amount, of_strangers, total
 from ._prices import Prices, Rate
 
 Resource = Mapping[str, Any]
@@ -65,6 +65,7 @@ class _Found:
             self.unpriced.append(Unpriced(name=item.machine_type or f"{item.kind} {item.name}", why=why))
 
 
+@of_strangers
 def shape(
     stack: str,
     resources: Iterable[Resource],
@@ -104,7 +105,9 @@ def shape(
         ),
         release=_flat_release(release, platform),
         digest=str(platform.get("digest") or ""),
-        gate={key: gate.get(key) for key in ("gated", "after", "criteria")} if gate else {},
+        gate={**{key: gate.get(key) for key in ("gated", "after")}, "criteria": dict(gate.get("criteria") or {})}
+        if gate
+        else {},
         plan=_plan(plan),
     )
 

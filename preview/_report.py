@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ import stacks
 from ._changes import Amounts, Change, Evidence, Line, Status, money, signed
 from ._events import NODE_POOL, Event
 from ._limits import Finding, Limits, judge, raised
-from ._model import LEVELS, Model, Plan, Unpriced, total
+from ._model import LEVELS, Model, Plan, Sum, Unpriced, total
 from ._prices import age_days
 
 SCHEMA_VERSION = 2
@@ -52,8 +51,8 @@ class StackReport(Model):
     totals: Levels
     partial_before: bool
     partial_after: bool
-    usd_per_million_tokens_before: Decimal | None
-    usd_per_million_tokens_after: Decimal | None
+    usd_per_million_tokens_before: Sum | None
+    usd_per_million_tokens_after: Sum | None
     events: tuple[Event, ...]
     created: int
     updated: int

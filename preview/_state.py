@@ -12,6 +12,8 @@ from typing import Any
 
 import stacks
 
+from ._model import of_strangers
+
 _LIMIT_SECONDS = 600
 # How Pulumi writes a value that only a deployment will know.
 _UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
@@ -54,6 +56,7 @@ def from_state(root: Path, stack: str, env: Mapping[str, str] | None = None) -> 
     return parse(stack, document)
 
 
+@of_strangers
 def parse(stack: str, document: Mapping[str, Any]) -> Stated:
     """The document of `pulumi preview --json --show-sames`."""
     before, after = [], []

@@ -12,10 +12,14 @@ def foreign(*, bound: str, host: str, origin: str) -> str:
     Of a server on a loopback address a name that was made to point there is not one (DNS rebinding); of any, a page that comes
     from elsewhere may not send anything (CSRF). A server for other machines goes by other names, and is protected by a key.
     """
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        elsewhere = bool(origin) and urlsplit(origin).netloc != host
+    except ValueError:
+        return "Host or Origin is not an address"
     if _loopback(bound) and not _loopback(name):
         return f"{name or 'No name'} is not a name of this machine"
-    if origin and urlsplit(origin).netloc != host:
+    if elsewhere:
         return "Requests of web pages are not served"
     return ""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 HERE = Path(__file__).resolve().parents[1]
 _numbers = itertools.count(1)
@@ -21,6 +22,9 @@ settings.register_profile(
     "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("steady")
+# Nor are they taken from the constants of our own modules: which of those are imported, and which files hypothesis takes for
+# ours, depends on what ran before and on where the checkout lies. There is no setting for it.
+providers.is_local_module_file = lambda path: False  # type: ignore[assignment]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

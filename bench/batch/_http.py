@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _length(self, most: int) -> int:
         text = self.headers.get("Content-Length", "")
-        if not text.isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", text):
             raise Wrong(411, "A Content-Length is needed")
         if int(text) > most:
             raise Wrong(413, f"The body is larger than {most} bytes")
@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         show: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:  # fmt: skip
         text = query.get("limit", ["20"])[0]
-        limit = min(_MOST_LISTED, max(1, int(text))) if text.isdigit() else 20
+        limit = min(_MOST_LISTED, max(1, int(text))) if re.fullmatch(r"[0-9]{1,9}", text) else 20
         after = query.get("after", [""])[0]
         names = [one["id"] for one in found]
         begin = names.index(after) + 1 if after in names else 0

@@ -16,6 +16,7 @@ import orjson
 
 _MOST_WORDS = 300
 _MOST_RETRY_AFTER = 3600.0
+_MOST_TOKENS = 1 << 31
 
 
 class Kind(Enum):
@@ -70,9 +71,14 @@ def _answer(body: bytes) -> Finding:
         into, out = found.get("prompt_eval_count"), found.get("eval_count")
     return Finding(
         Kind.ANSWER,
-        tokens_in=into if isinstance(into, int) and into > 0 else 0,
-        tokens_out=out if isinstance(out, int) and out > 0 else 0,
+        tokens_in=_count(into),
+        tokens_out=_count(out),
     )
+
+
+def _count(told: object) -> int:
+    """Tokens as the server tells them; 0 where that is no number of tokens, or more than any database can count."""
+    return told if isinstance(told, int) and 0 < told < _MOST_TOKENS else 0
 
 
 def said(body: bytes) -> str:
@@ -99,6 +105,6 @@ def seconds_of(value: bytes) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
     return min(max(0.0, seconds), _MOST_RETRY_AFTER) if seconds == seconds else 0.0

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
+
 import stacks
 
 from .. import load as generator
@@ -103,8 +105,10 @@ def teller(say: Callable[[str], None]) -> Callable[[generator.Progress], None]:
 
 
 def progress_of(line: str) -> generator.Progress:
-    """The inverse, of one line."""
+    """The inverse, of one line. Raises ValueError or TypeError for what is none."""
     known: dict[str, Any] = json.loads(line.removeprefix(PROGRESS))
+    if not isinstance(known, dict):
+        raise TypeError("no progress")
     for key, value in known.items():
         if value is None and key != "errors":
             known[key] = math.nan
@@ -152,4 +156,10 @@ class Pieces:
             raise stacks.TollgateError(f"the result came damaged through the log: {error}") from error
         if f"{zlib.crc32(text.encode()):08x}" != self._sum:
             raise stacks.TollgateError("the result came damaged through the log: wrong checksum")
-        return Result.model_validate_json(text)
+        try:
+            return Result.model_validate_json(text)
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]
+            raise stacks.TollgateError(
+                f"the log holds no result: {'.'.join(map(str, what['loc']))}: {what['msg']}"
+            ) from None

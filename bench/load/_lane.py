@@ -27,7 +27,7 @@ _MAX_REPLY_TAIL_READ = TAIL_BYTES // 2
 _NAN = float("nan")
 # What a request begins with; never written to, so that an idle connection has none of its own.
 _NO_TIMES: array[float] = array("d")
-_NO_COUNTS: array[int] = array("H")
+_NO_COUNTS: array[int] = array("I")
 
 
 class Lane(asyncio.Protocol):
@@ -152,7 +152,7 @@ class Lane(asyncio.Protocol):
                 count = self._first_tokens(self._carry + data)
             if count:
                 if not self._times:
-                    self._times, self._counts = array("d"), array("H")
+                    self._times, self._counts = array("d"), array("I")
                 self._times.append(now)
                 self._counts.append(count)
         if not self._tail or len(data) >= _MAX_REPLY_TAIL_READ:

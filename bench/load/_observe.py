@@ -6,6 +6,7 @@ DCGM exporter. Nothing here can fail a run: what cannot be had is left out, and 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -68,6 +69,8 @@ _SCRAPED = {
     "DCGM_FI_DEV_GPU_UTIL": "gpu_utilization",
     "DCGM_FI_DEV_FB_USED": "gpu_memory_bytes",
 }
+# What reading an answer raises that is not one of Prometheus'.
+_NOT_PROMETHEUS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _SCRAPED_SCALE = {"gpu_utilization": 0.01, "gpu_memory_bytes": 1048576.0}
 
 
@@ -118,7 +121,7 @@ class Prometheus:
                 if any(value is not None for value in values):
                     found[name] = values
             quotients = self._quotients(run, began)
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, RecursionError, *_NOT_PROMETHEUS) as error:
             self._once(f"no server metrics: {self.url}: {error}")
             return run
         if not found:
@@ -237,7 +240,10 @@ def scraped(text: str) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     for engine, value, gpu, level in _LINE.findall(text):
         name = engine if engine in _COUNTERS else _SCRAPED.get(engine or gpu)
-        if name is not None:
+        if name is None:
+            continue
+        # Signs, points and exponents make a number only in some orders.
+        with contextlib.suppress(ValueError):
             sums.setdefault(name, []).append(float(value or level) * _SCRAPED_SCALE.get(name, 1.0))
     shares = ("server_kv_usage", "gpu_utilization")
     return {name: sum(values) / (len(values) if name in shares else 1) for name, values in sums.items()}

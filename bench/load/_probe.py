@@ -54,7 +54,7 @@ def wait(target: Target, *, timeout: float = 120.0, say: Callable[[str], None] =
             problem = _problem(target, max(1.0, deadline - time.monotonic()))
         except (OSError, http.client.HTTPException) as error:
             problem = f"{target.url} does not answer: {error}"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             problem = f"{target.url} answers, but not as {target.engine} does: {error}"
         if not problem:
             return facts(target)
@@ -130,7 +130,7 @@ def facts(target: Target) -> Facts:
         version = _json(target, "/version")
         if isinstance(version.get("version"), str):
             known["version"] = version["version"]
-        for model in _json(target, "/v1/models").get("data", []):
+        for model in _objects(_json(target, "/v1/models").get("data")):
             if model.get("id") == target.model and isinstance(model.get("max_model_len"), int):
                 known["context_tokens"] = model["max_model_len"]
         known |= _facts_metrics(_text(target, "/metrics"))
@@ -141,15 +141,20 @@ def _facts_ollama(version: dict[str, Any], running: dict[str, Any], target: Targ
     known: Facts = {}
     if isinstance(version.get("version"), str):
         known["version"] = version["version"]
-    for model in running.get("models", []):
+    for model in _objects(running.get("models")):
         if model.get("name") in (target.model, f"{target.model}:latest"):
             for key, name in (("context_length", "context_tokens"), ("size_vram", "vram_bytes"), ("digest", "digest")):
                 if isinstance(model.get(key), int | str):
                     known[name] = model[key]
-            detail = model.get("details") or {}
-            if isinstance(detail.get("quantization_level"), str):
+            detail = model.get("details")
+            if isinstance(detail, dict) and isinstance(detail.get("quantization_level"), str):
                 known["quantization"] = detail["quantization_level"]
     return known
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    """Those of a list that are objects; a service may answer anything."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
@@ -181,6 +186,6 @@ def _text(target: Target, path: str) -> str:
 def _json(target: Target, path: str) -> dict[str, Any]:
     try:
         found = json.loads(_text(target, path) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

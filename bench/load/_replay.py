@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ _OUTPUT = ("output_tokens", "output_length", "GeneratedTokens", "Response tokens
 # What a prompt is made of, block by block: prompts that begin with the same ones begin with the same words (Mooncake).
 _BLOCKS, _BLOCK_TOKENS = "hash_ids", 512
 _MAX_ROWS = 5_000_000
+_MOST_TOKENS = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,9 @@ def read_trace(path: Path) -> Trace:
             when = _moment(row)
             prompt, output = int(float(_column(row, _INPUT))), int(float(_column(row, _OUTPUT)))
             same = tuple(int(number) for number in row.get(_BLOCKS) or ())
-        except (KeyError, ValueError, TypeError) as error:
+            if not (math.isfinite(when) and 0 <= prompt < _MOST_TOKENS and output < _MOST_TOKENS):
+                raise ValueError(f"time {when:g}, {prompt:.12g} and {output:.12g} tokens")
+        except (KeyError, ValueError, TypeError, OverflowError, OSError) as error:
             raise stacks.InputError(
                 where=f"{path}, line {number}",
                 got=str(error),
@@ -127,9 +131,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     if not isinstance(row, dict):
                         raise ValueError(f"line {number} is no object")
                     yield number, row
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise stacks.InputError(
-            where=str(path), got=str(error), allowed="a readable CSV or JSONL file", fix="correct the file"
+            where=str(path), got=str(error)[:200], allowed="a readable CSV or JSONL file", fix="correct the file"
         ) from error
 
 
@@ -182,8 +186,11 @@ def read_dialogues(path: Path) -> list[list[dict[str, str]]]:
     try:
         text = path.read_text(encoding="utf-8")
         entries = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        return [_dialogue(entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = [_dialogue(entry) for entry in entries]
+        # No request could carry what is no text.
+        orjson.dumps(found)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise stacks.InputError(
             where=str(path),
             got=f"{type(error).__name__}: {error}",

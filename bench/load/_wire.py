@@ -32,7 +32,9 @@ _ROLE = re.compile(rb'"role":\s*"assistant"')
 _SILENT = re.compile(rb'"choices":\s*\[\s*\]|"delta":\s*\{\s*\}|"done":\s*true')
 _ERROR = re.compile(rb'(?:data:\s*|\n|^)\{\s*"(?:error"|object":\s*"error")')
 _CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}\r\n")
-_NUMBER = re.compile(rb":\s*(\d+)")
+# Of no more digits than 64 bits hold; a row of the records has 31 for a count.
+_NUMBER = re.compile(rb":\s*(\d{1,18})(?!\d)")
+_MOST_TOKENS = (1 << 31) - 1
 _OLLAMA_TIMES = (b'"total_duration"', b'"load_duration"', b'"prompt_eval_duration"', b'"eval_duration"')
 _DONE_OLLAMA = re.compile(rb'"done":\s*true')
 _RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*([^\r\n]{1,40}?)[ \t]*\r\n", re.IGNORECASE)
@@ -246,8 +248,8 @@ class Wire:
         total, *parts = (_last(key, last) for key in _OLLAMA_TIMES)
         return Reply(
             "",
-            _last(b'"prompt_eval_count"', last),
-            _last(b'"eval_count"', last),
+            _count(b'"prompt_eval_count"', last),
+            _count(b'"eval_count"', last),
             0 if _TOKEN.search(last) else 1,
             queued=max(0, total - sum(max(0, part) for part in parts)) / 1e9 if total > 0 else _NAN,
         )
@@ -256,15 +258,15 @@ class Wire:
         end = tail[-1024:]
         if b"data: [DONE]" not in end and b"data:[DONE]" not in end:
             return Reply("unfinished_stream", UNKNOWN, UNKNOWN, 0)
-        into, out = _last(b'"prompt_tokens"', end), _last(b'"completion_tokens"', end)
-        cached = _last(b'"cached_tokens"', end) if b"_tokens_details" in end else UNKNOWN
+        into, out = _count(b'"prompt_tokens"', end), _count(b'"completion_tokens"', end)
+        cached = _count(b'"cached_tokens"', end) if b"_tokens_details" in end else UNKNOWN
         return Reply("", into, out, _silent(end), cached)
 
     def _whole(self, tail: bytes) -> Reply:
         if b'"choices"' not in tail and b'"completion_tokens"' not in tail:
             return Reply("malformed", UNKNOWN, UNKNOWN, 0)
-        into, out = _last(b'"prompt_tokens"', tail), _last(b'"completion_tokens"', tail)
-        return Reply("", into, out, 0, _last(b'"cached_tokens"', tail[-1024:]))
+        into, out = _count(b'"prompt_tokens"', tail), _count(b'"completion_tokens"', tail)
+        return Reply("", into, out, 0, _count(b'"cached_tokens"', tail[-1024:]))
 
 
 def retry_after(data: bytes) -> float:
@@ -290,6 +292,12 @@ def _silent(end: bytes) -> int:
         # Some servers write JSON with spaces; what costs more is done for them only.
         return len(_SILENT.findall(end))
     return count
+
+
+def _count(key: bytes, data: bytes) -> int:
+    """The number of tokens that follows the last `key`, or UNKNOWN: also where no row of the records could hold it."""
+    found = _last(key, data)
+    return found if found <= _MOST_TOKENS else UNKNOWN
 
 
 def _last(key: bytes, data: bytes) -> int:

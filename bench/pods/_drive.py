@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import subprocess
 import time
@@ -93,7 +92,7 @@ def _follow(
                     if (result := found.result()) is not None:
                         return result
                 elif line.startswith(PROGRESS):
-                    with contextlib.suppress(json.JSONDecodeError, TypeError):
+                    with contextlib.suppress(ValueError, TypeError, RecursionError):
                         progress(progress_of(line))
                 elif line and line not in seen:
                     # The log is told again from its beginning whenever the connection to it was lost.

@@ -125,11 +125,13 @@ def _table(result: Result) -> str:
 
 
 def _over_time(run: Run) -> str:
-    times = [moment or 0.0 for moment in run.series["seconds"]]
+    times = [moment or 0.0 for moment in run.series.get("seconds", ())]
     steady = (run.warmup_seconds, run.warmup_seconds + run.seconds)
 
     def line(name: str, key: str, colour: int, dashed: bool = False) -> Line:
-        return Line(name=name, points=list(zip(times, run.series[key], strict=True)), colour=colour, dashed=dashed)
+        return Line(
+            name=name, points=list(zip(times, run.series.get(key, ()), strict=False)), colour=colour, dashed=dashed
+        )
 
     rate = [line("requests/s", "requests_per_second", 1), line("errors/s", "errors_per_second", 6, dashed=True)]
     end = [line("p95", "e2e_p95_seconds", 2), line("p50", "e2e_p50_seconds", 1)]
@@ -231,7 +233,7 @@ def _together(results: Sequence[Result]) -> str:
         points = [
             (run.metrics["requests_per_second"], run.metrics["e2e_p95_seconds"])
             for run in valid_runs(result)
-            if "e2e_p95_seconds" in run.metrics
+            if run.metrics.keys() >= {"requests_per_second", "e2e_p95_seconds"}
         ]
         dots.append(Line(name=names[number], points=points, colour=number % 6 + 1, dots=True))
     parts.append(chart(dots, title="End to end p95 against rate", x_label="requests/s", y_form=axis_seconds))
