@@ -25,7 +25,7 @@ from .dns import FleetDns, FleetDnsArgs
 from .engines import ENGINE_NAME
 from .gateway import HEALTH_PATH
 from .monitoring_stack import evidence_until
-from .preflight import by_tag, refuse
+from .preflight import refuse
 from .promotion import PromotionCheck, PromotionCheckArgs
 from .site import Site, SiteArgs, build_site
 
@@ -71,11 +71,9 @@ class Platform(Component):
             name, facts, pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[gatekeeper]))
         )
 
-        tags = by_tag(stack)
-        if tags and stack.target != "local":
-            named = ", ".join(f"{image} ({field})" for field, image in tags)
-            fix = "append @sha256:… as the registry shows it; serving.digests_only and the pipeline's digests_only insist on it"
-            pulumi.log.warn(f"named by tag alone, so that what runs may change unseen: {named}\n  fix: {fix}", self)
+        warning = stacks.tag_warning(stack)
+        if warning is not None:
+            pulumi.log.warn(warning, self)
         regions = stack.fleet.split()
         sites = [
             build_site(

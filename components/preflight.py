@@ -80,19 +80,9 @@ def _ground(stack: stacks.Stack) -> None:
         refuse_tags(stack, "serving.digests_only is on")
 
 
-def by_tag(stack: stacks.Stack) -> list[tuple[str, str]]:
-    """(Field, image) of all that the stack runs and names without a digest: what that is may change from pull to pull."""
-    images = [("release, image", stack.release.image)]
-    if stack.gateway is not None and stack.gateway.kind == "proxy":
-        images.append(("tollgate:gateway.image", stack.gateway.image))
-    if stack.benchmark is not None:
-        images.append(("tollgate:benchmark.image", stack.benchmark.image))
-    return [(field, image) for field, image in images if "@sha256:" not in image]
-
-
 def refuse_tags(stack: stacks.Stack, because: str) -> None:
     """Raises InputError for the first image without a digest."""
-    for field, image in by_tag(stack):
+    for field, image in stacks.by_tag(stack):
         raise stacks.InputError(
             where=field,
             got=image,

@@ -9,7 +9,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from stacks import OBJECTIVES, Fleet, InputError, Objectives, Release, Stack, Traffic
+from stacks import OBJECTIVES, Fleet, InputError, Objectives, Release, Stack, Traffic, tag_warning
 
 from ._answers import (
     Point,
@@ -72,7 +72,7 @@ def report_stack(
         region=stack.fleet.regions[0],
         spot=stack.fleet.spot,
     )
-    return _report(
+    report = _report(
         f"Stack {stack.name}",
         stack.release,
         stack.fleet,
@@ -83,6 +83,8 @@ def report_stack(
         times,
         today or date.today(),
     )
+    warning = tag_warning(stack)
+    return report if warning is None else replace(report, notes=(*report.notes, warning.replace("\n  fix:", "; fix:")))
 
 
 def report_search(search: Search, *, prices: PriceBook | None = None, today: date | None = None) -> Report:

@@ -17,6 +17,7 @@ from ._ground import (
     Serving,
     Shift,
 )
+from ._images import by_tag, tag_warning
 from ._load import (
     load_pipeline,
     load_release,
@@ -85,6 +86,7 @@ __all__ = [
     "bucket",
     "bucket_failures",
     "bucket_words",
+    "by_tag",
     "canonical_json",
     "digest",
     "foreign",
@@ -99,5 +101,6 @@ __all__ = [
     "stack_names",
     "stack_path",
     "sync",
+    "tag_warning",
     "write_whole",
 ]

@@ -11,7 +11,6 @@ import pytest
 
 import components
 import stacks
-from components.preflight import by_tag
 from tests.components.recording import Recording, record
 
 HERE = Path(__file__).resolve().parents[2]
@@ -72,7 +71,7 @@ def test_the_embedded_cluster_has_no_registry_to_be_warned_of(warned: list[str])
 def test_a_stack_that_wants_digests_wants_them_of_all_it_runs(part: str, field: str) -> None:
     loose = stacks.load_stack("staging", HERE)
     stack = pinned(loose).model_copy(update={"serving": stacks.Serving(digests_only=True)})
-    assert by_tag(stack) == []
+    assert stacks.by_tag(stack) == []
     components.refuse(stack)
     with pytest.raises(stacks.InputError, match="the digest that the registry shows") as caught:
         components.refuse(stack.model_copy(update={part: getattr(loose, part)}))

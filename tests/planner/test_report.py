@@ -273,3 +273,10 @@ def test_headroom_is_where_the_promise_breaks() -> None:
         traffic = Traffic(users=users, prompt_tokens=Tokens(mean=128), output_tokens=Tokens(mean=128))
         found = planner.predict(planner.timing(stack.release), slots=8, replicas=10, traffic=traffic)
         assert (found.e2e_p95_seconds <= 5.0) is kept
+
+
+def test_a_plan_says_which_images_may_change_unseen_where_images_are_pulled() -> None:
+    (note,) = [one for one in planner.report_stack(load_stack("staging")).notes if "by tag alone" in one]
+    assert "vllm/vllm-openai:v0.32.0 (release, image), haproxy:3.2-alpine (tollgate:gateway.image)" in note
+    assert "; fix: append @sha256:" in note
+    assert not [one for one in planner.report_stack(load_stack("local-prod")).notes if "by tag alone" in one]
