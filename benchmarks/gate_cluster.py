@@ -132,7 +132,7 @@ class Story:
 
     def _run(self, *command: str, fails: bool = False) -> str:
         done = subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         if (done.returncode != 0) is not fails:
             raise AssertionError(f"{command}:\n{done.stdout}\n{done.stderr}")

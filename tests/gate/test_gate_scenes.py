@@ -22,7 +22,7 @@ import gate
 import stacks
 import values
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 HERE = Path(__file__).resolve().parents[2]
 DEV, STAGING, PROD = "local-dev", "local-staging", "local-prod"
 
@@ -104,9 +104,12 @@ def test_a_release_that_is_ten_percent_slower_fails_although_it_keeps_the_promis
 
 
 def test_an_override_lets_it_in_and_is_said_each_time(story: Any) -> None:
+    # As long as a few commands take: on a busy machine each of them may need half a minute.
+    began = time.monotonic()
+    story.pulumi("preview", "-s", DEV)
     now = datetime.now(UTC)
     release = story.stack(DEV).release
-    story.expires = now + timedelta(seconds=60)
+    story.expires = now + timedelta(seconds=30 + 8 * (time.monotonic() - began))
     gate.approve(
         story.stack(STAGING),
         release_name=release.name,
