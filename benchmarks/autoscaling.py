@@ -55,7 +55,7 @@ def _run(found: cluster.Cluster, only: list[str], pictures: Path | None, home: P
         settings = {
             "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": least, "max": most}},
             "autoscaling": scaling,
-            **given.pop("settings", {}),
+            **({"gateway": given.pop("gateway")} if "gateway" in given else {}),
         }
         ground = Ground(
             environment, found.prometheus_url, f"scale-{what}", settings=settings, state_dir=found.state_dir, **given

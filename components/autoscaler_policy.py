@@ -4,6 +4,7 @@ The demand is counted in replicas. `queue-and-slots` adds up what runs, against 
 what waits: neither alone is enough. A queue that has gone because new replicas took it over reads as "one replica will do",
 and slots that are all in use read as "as many as there are", however long the queue. Two triggers would give the larger of
 the two; the sum is what is needed, so it is a formula (`scalingModifiers`), and each query stays simple enough to be checked.
+Where a proxy of ours stands in front, requests beyond the slots wait in it and not in the engine, and its queue is added.
 docs/autoscaling.md has the policies measured on one trace.
 """
 
@@ -18,6 +19,8 @@ from typing import Any
 import stacks
 
 GATEWAY_METRIC = "haproxy_backend_current_sessions"
+# What waits for any replica, and what waits for the one that its session belongs to.
+GATEWAY_QUEUES = ("haproxy_backend_current_queue", "haproxy_server_current_queue")
 CPU_METRIC = "process_cpu_seconds_total"
 # The HPA controller refuses longer windows.
 _LONGEST_WINDOW = 3600
@@ -81,10 +84,16 @@ def triggers(scaling: stacks.Autoscaling, source: Source, *, replicas_min: int) 
     return (*own, *_extra(scaling))
 
 
+def gateway_queue(where: str, proxies: str) -> str:
+    """What waits in the proxies for a replica, as one series; `where`, `proxies`: label matchers, a regular expression."""
+    return " + ".join(f'sum({metric}{{{where},proxy=~"{proxies}"}})' for metric in GATEWAY_QUEUES)
+
+
 def _policy(scaling: stacks.Autoscaling, source: Source, *, at_zero: bool) -> tuple[Trigger, ...]:
     where = f'namespace="{source.namespace}"'
     in_use = source.slots * scaling.slots_share
     services = "|".join(source.services)
+    counts_queue = source.gateway and source.waiting is not None and scaling.policy in ("queue", "queue-and-slots")
 
     def engine(name: str, metric: str, per_replica: float, text: str = "sum({})") -> Trigger:
         query = text.format(f"{metric}{{{where}}}")
@@ -96,11 +105,21 @@ def _policy(scaling: stacks.Autoscaling, source: Source, *, at_zero: bool) -> tu
         query = f'sum({GATEWAY_METRIC}{{{where},proxy=~"{proxies}"}})'
         return Trigger(name=name, query=query, per_replica=per_replica, metrics=(GATEWAY_METRIC,), always=True)
 
+    def queued(per_replica: float) -> Trigger:
+        return Trigger(
+            name="queued",
+            query=gateway_queue(where, services),
+            per_replica=per_replica,
+            metrics=GATEWAY_QUEUES,
+            always=True,
+        )
+
     def held(per_replica: float) -> Trigger:
-        """What is open at the gateway while no replica runs anything: it is held there. What runs, the engine counts."""
+        """What is open at the gateway, beside its queue, while no replica runs anything: it is held there."""
         found = gateway("held", services, per_replica)
+        queue = f" - ({gateway_queue(where, services)})" if counts_queue else ""
         served = f"sum({source.running or CPU_METRIC}{{{where}}})" + (" > 0" if source.running else "")
-        return dataclasses.replace(found, query=f"({found.query} unless on() ({served})) or vector(0)")
+        return dataclasses.replace(found, query=f"({found.query}{queue} unless on() ({served})) or vector(0)")
 
     if scaling.policy == "simulator":
         return (_simulators(source),)
@@ -115,11 +134,13 @@ def _policy(scaling: stacks.Autoscaling, source: Source, *, at_zero: bool) -> tu
         max(scaling.waiting_per_replica, in_use) if scaling.policy == "queue-and-slots" else scaling.waiting_per_replica
     )
     found = [engine("waiting", source.waiting, per_waiting)]
+    if counts_queue:
+        found.append(queued(per_waiting))
     if source.running is not None and scaling.policy == "queue-and-slots":
         found.append(engine("running", source.running, in_use))
     elif source.running is not None and at_zero:
         # What still runs keeps the last replica, however short the queue; it asks for no second one.
-        found.append(engine("running", source.running, 1e6))
+        found.append(engine("running", source.running, 100_000))
     if at_zero:
         found.append(held(per_waiting))
     return tuple(found)
@@ -188,7 +209,8 @@ def scaled_object(
         "horizontalPodAutoscalerConfig": {"behavior": _behaviour(cooldown, replicas_max)},
         "restoreToOriginalReplicaCount": False,
     }
-    formula = scaling.policy == "queue-and-slots" and len(asked) > 1
+    # Of several triggers an HPA takes the largest; of a queue in two places it is the sum that waits.
+    formula = scaling.policy in ("queue", "queue-and-slots") and len(asked) > 1
     if formula:
         advanced["scalingModifiers"] = {
             "formula": " + ".join(f"{one.name} / {one.per_replica:g}" for one in asked),

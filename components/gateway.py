@@ -1,15 +1,17 @@
 """What stands before the engine: HAProxy of our configuration, or the cluster's Gateway with an InferencePool.
 
-The proxy gives a request to the replica with the fewest open ones (a stream counts until its last token), takes a replica out
-after three failed checks, keeps sessions together by consistent hashing where that is asked for, and splits requests between
-two releases by weight. Where a service may sleep, requests that find nobody are held, not refused: each asks the Service again
-every second, and is served by the first replica that is there. Deliberately not here: TLS and certificates (terminate before
-it, or use the cluster's Gateway), and rate limits.
+The proxy gives a request to the replica with the fewest open ones (a stream counts until its last token), but never more than
+its slots and a little: what is more waits in the proxy, for whichever replica is free or there first, because what an engine
+has queued never moves to a new one. It takes a replica out after three failed checks, keeps sessions together by consistent
+hashing where that is asked for, and splits requests between two releases by weight. Where a service may sleep, requests that
+find nobody are held, not refused: each asks the Service again every second, and is served by the first replica that is there.
+Deliberately not here: TLS and certificates (terminate before it, or use the cluster's Gateway), and rate limits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +39,7 @@ _SECURITY = {
 class Backend:
     """One release behind the gateway. `service`: its Helm release; `port`, `health`: of its pods; `most`: pods at the most.
 
-    `percent`: of the requests; `engine`: the chart's label of its pods.
+    `slots`: of each; `percent`: of the requests; `engine`: the chart's label of its pods.
     """
 
     service: str
@@ -45,6 +47,7 @@ class Backend:
     port: int
     health: str
     most: int
+    slots: int
     percent: float
 
 
@@ -52,8 +55,9 @@ class Backend:
 class GatewayArgs:
     """`backends`: the release, and maybe its candidate. `address`: a reserved one for an external gateway.
 
-    `hold_seconds`: for how long a request waits for the first replica; 0: it is refused. `embedded`: on the embedded cluster,
-    whose names have no DNS. `monitored`: the cluster has Prometheus' operator.
+    `hold_seconds`: for how long a request waits for a replica; `sleeps`: also for the first one, else it is refused while
+    there is none. `embedded`: on the embedded cluster, whose DNS is on the nodes. `monitored`: the cluster has Prometheus'
+    operator.
     """
 
     gateway: stacks.Gateway
@@ -62,7 +66,8 @@ class GatewayArgs:
     backends: Sequence[Backend]
     drain_seconds: int
     address: pulumi.Input[str] | None = None
-    hold_seconds: int = 0
+    hold_seconds: int = 600
+    sleeps: bool = False
     embedded: bool = False
     monitored: bool = False
 
@@ -98,6 +103,7 @@ class InferenceGateway(Component):
             args.backends,
             args.drain_seconds,
             hold_seconds=args.hold_seconds,
+            sleeps=args.sleeps,
             embedded=args.embedded,
         )
         where = {"name": GATEWAY_NAME, "namespace": args.namespace, "labels": labels}
@@ -241,7 +247,14 @@ def _proxy_pod(args: GatewayArgs, labels: dict[str, str]) -> dict[str, Any]:
                 "name": "haproxy",
                 "image": args.gateway.image,
                 "args": ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"],
-                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                "env": [
+                    {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    *(
+                        [{"name": "NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]
+                        if args.embedded
+                        else []
+                    ),
+                ],
                 "ports": [
                     {"name": "http", "containerPort": 8080},
                     {"name": "metrics", "containerPort": 8404},
@@ -266,16 +279,18 @@ def haproxy(
     drain_seconds: int,
     *,
     domain: str = "svc.cluster.local",
-    hold_seconds: int = 0,
+    hold_seconds: int = 600,
+    sleeps: bool = False,
     embedded: bool = False,
 ) -> str:
     """The proxy's whole configuration. A second backend is given its share of the requests in hundredths of a percent.
 
-    `hold_seconds`: requests that find no replica wait so long for one. `embedded`: without DNS; the Services, which the hosts
-    file names, choose the replica, and the proxy has an address of its own to listen on.
+    `hold_seconds`: requests wait so long for a free replica; `sleeps`: also where there is none at all. `embedded`: the proxy
+    has an address of its own to listen on, and asks the node for names.
     """
     main, *others = backends
     here = "${POD_IP}" if embedded else ""
+    resolve = "resolvers cluster resolve-prefer ipv4"
     lines = [
         "global",
         "    log stdout format raw local0 info",
@@ -288,22 +303,27 @@ def haproxy(
         "    option httplog",
         "    option dontlognull",
         # Only what no replica has seen is asked again: a reply that was begun is never begun anew.
-        "    option redispatch",
-        "    retries 2",
+        # By another replica at once, as long as there is one: half of a fleet may just be going.
+        "    option redispatch 1",
+        "    retries 10",
         "    retry-on conn-failure",
+        # Who has hung up while he waited here is not worked for.
+        "    option abortonclose",
         "    timeout connect 2s",
         "    timeout http-request 10s",
         # Streams are silent while a prompt is worked.
         "    timeout client 1h",
         "    timeout server 1h",
-        "    timeout queue 60s",
-        *(() if embedded else _RESOLVERS),
+        f"    timeout queue {hold_seconds}s",
+        "resolvers cluster",
+        f"    nameserver node ${{NODE_IP}}:{_EMBEDDED_DNS_PORT}" if embedded else "    parse-resolv-conf",
+        *_RESOLVING,
         "frontend http",
         f"    bind {here}:8080",
         f"    monitor-uri {HEALTH_PATH}",
         *[f"    acl has_{one.service} nbsrv({one.service}) gt 0" for one in backends],
     ]
-    if not hold_seconds:
+    if not sleeps:
         # Who holds requests is well without any replica.
         lines.append(f"    monitor fail unless {' or '.join(f'has_{one.service}' for one in backends)}")
     for one in others:
@@ -321,37 +341,44 @@ def haproxy(
     ]
     for one in backends:
         lines += [f"backend {one.service}", f"    option httpchk GET {one.health}"]
-        address = f"{one.service}.{namespace}.{'svc' if embedded else domain}:80"
-        if embedded:
-            # Not checked: a server that is down refuses at once, and the Service knows best who is there.
-            lines += [*_waiting(hold_seconds or 5), "    http-reuse never", f"    server service {address}"]
-            continue
         if gateway.affinity == "session":
-            lines += [f"    balance hdr({gateway.header})", "    hash-type consistent sdbm avalanche"]
+            lines += [
+                f"    balance hdr({gateway.header})",
+                "    hash-type consistent sdbm avalanche",
+                # A session's replica that has twice its share of all open requests is passed over: another's cache is cold,
+                # but what waits for one replica alone waits while others are idle.
+                "    hash-balance-factor 200",
+            ]
         else:
             lines.append("    balance leastconn")
-        if hold_seconds:
-            # The Service's address is there before any replica is, and refuses until then.
+        limit = f"maxconn {most_at_once(one.slots, gateway)}"
+        if sleeps:
+            # The Service's address is there before any replica is, and refuses until then: asked again every second.
             lines += [
-                *_waiting(hold_seconds),
-                f"    server held {address} backup resolvers cluster init-addr libc,none",
+                f"    retries {hold_seconds}",
+                f"    server held {one.service}.{namespace}.{domain}:80 backup {limit} {resolve} init-addr libc,none",
             ]
         lines += [
-            "    default-server check inter 2s fall 3 rise 2 observe layer4 resolvers cluster init-addr none",
+            f"    default-server check inter 2s fall 3 rise 2 {_REFUSALS} {limit} {resolve} init-addr none",
             f"    server-template pod {one.most} {one.service}-pods.{namespace}.{domain}:{one.port}",
         ]
     return "\n".join(lines) + "\n"
 
 
-_RESOLVERS = (
-    "resolvers cluster",
-    "    parse-resolv-conf",
+def most_at_once(slots: int, gateway: stacks.Gateway) -> int:
+    """Requests that one proxy sends one replica at the same time: its part of the replica's slots and of the headroom.
+
+    The proxies know nothing of each other: together they send a replica at most one request each more than that.
+    """
+    return max(1, math.ceil(round(slots * (1 + gateway.headroom) / gateway.replicas, 6)))
+
+
+# The idlest replica is often one that is gone: it is out after a few refused connections, sooner than checks and names say so.
+_REFUSALS = "observe layer4 error-limit 3 on-error mark-down"
+# Where a node of the embedded cluster answers for names (docs/architecture.md).
+_EMBEDDED_DNS_PORT = 10053
+_RESOLVING = (
     "    accepted_payload_size 8192",
-    "    hold valid 2s",
-    "    hold obsolete 10s",
+    "    hold valid 1s",
+    "    hold obsolete 2s",
 )
-
-
-def _waiting(seconds: int) -> tuple[str, str]:
-    """Asked again, of another server if there is one; of the same one a second later, as HAProxy does by itself."""
-    return f"    retries {seconds}", "    option redispatch 1"

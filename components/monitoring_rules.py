@@ -19,7 +19,7 @@ from typing import Any
 import planner
 import stacks
 
-from .autoscaler_policy import Source
+from .autoscaler_policy import GATEWAY_QUEUES, Source
 
 # Bounds of the histograms, by dialect. vLLM's as 0.32 serves them (tests/bench/simulator/vllm-0.32.0-series.txt); the jump from
 # 1.0 to 2.5 is its own. SGLang's as its source states them (tests/components/sglang-metrics.txt says where).
@@ -142,7 +142,12 @@ def recordings(facts: Facts) -> list[tuple[str, str]]:
         ("tollgate:memory_utilisation:max", f"max by (namespace) {memory(pods)} / {facts.memory_bytes:.0f}"),
     ]
     if source.waiting:
-        found.append(("tollgate:queue:sum", f"sum by (namespace) ({source.waiting}{{{ns}}})"))
+        waits = f"sum by (namespace) ({source.waiting}{{{ns}}})"
+        if source.gateway:
+            # Beyond the slots requests wait in the proxies; while these are not scraped, the engines' queue is what is known.
+            proxies = " or ".join(f"{metric}{{{ns}}}" for metric in GATEWAY_QUEUES)
+            waits = f"{waits} + (sum by (namespace) ({proxies}) or 0 * {waits})"
+        found.append(("tollgate:queue:sum", waits))
     if source.running:
         found.append(("tollgate:running:sum", f"sum by (namespace) ({source.running}{{{ns}}})"))
     if facts.dialect:

@@ -324,6 +324,8 @@ def _gateway(
     backends = []
     for release, service, share in zip(releases, (ENGINE_NAME, CANDIDATE_NAME), (100 - percent, percent), strict=False):
         given: dict[str, Any] = values.render(stack.model_copy(update={"release": release}), args.plan)
+        slots = planner.resolve(release).parallelism.slots
+        assert isinstance(slots, int)
         backends.append(
             Backend(
                 service=service,
@@ -331,6 +333,7 @@ def _gateway(
                 port=given["server"]["port"],
                 health=SERVICES[release.engine].health,
                 most=args.plan.replicas_max,
+                slots=slots,
                 percent=share,
             )
         )
@@ -356,7 +359,8 @@ def _gateway(
             backends=backends,
             drain_seconds=stack.serving.drain_seconds,
             address=address,
-            hold_seconds=stack.autoscaling.hold_seconds if stack.autoscaling.replicas_min == 0 else 0,
+            hold_seconds=stack.autoscaling.hold_seconds,
+            sleeps=stack.autoscaling.replicas_min == 0,
             embedded=stack.target == "local",
             monitored=stack.target == "gke" or "prometheus" in stack.has,
         ),

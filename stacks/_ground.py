@@ -171,13 +171,16 @@ class Gateway(Model):
 
     `proxy`: HAProxy, fewest connections first, a backend is out after three failed checks. `inference-extension`: the
     cluster's Gateway (`gateway` names it) and an InferencePool. `affinity: session`: requests with the same `header` go to
-    the same replica, by consistent hashing (proxy only). `image`: the proxy's.
+    the same replica, by consistent hashing (proxy only). `headroom`: what the proxy sends a replica beyond its slots, as a
+    share of them, so that it never idles; whatever is more waits in the proxy for the replica that is free first (proxy
+    only). `image`: the proxy's.
     """
 
     kind: Literal["proxy", "inference-extension"] = "proxy"
     replicas: Annotated[int, Field(ge=1, le=50)] = 2
     affinity: Literal["none", "session"] = "none"
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,60}$")] = "x-session-id"
+    headroom: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.1
     external: bool = False
     gateway: Name | None = None
     candidate: Candidate | None = None

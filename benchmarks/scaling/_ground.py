@@ -21,6 +21,7 @@ from urllib.request import urlopen
 
 import yaml
 
+from components.autoscaler_policy import gateway_queue
 from components.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,8 @@ class Ground:
         self._environment, self._slots = dict(environment), slots
         self._settings, self._nodes = dict(settings or {}), nodes
         self._simulated = {**SIMULATED, **(simulated or {})}
+        # Where its clients come in.
+        self.entrance = "gateway" if "gateway" in self._settings else "engine"
         self.objects: list[dict[str, Any]] = []
         self.values: dict[str, Any] = {}
 
@@ -249,9 +252,14 @@ class Watcher:
             wanted=wanted,
             ready=ready,
             pending=max(0, there - ready),
-            waiting=ground.number(f"sum(vllm:num_requests_waiting{where})"),
+            waiting=ground.number(f"sum(vllm:num_requests_waiting{where})") + self._queued(),
             running=ground.number(f"sum(vllm:num_requests_running{where})"),
         )
+
+    def _queued(self) -> float:
+        if self.ground.entrance != "gateway":
+            return 0.0
+        return self.ground.number(gateway_queue(f'namespace="{self.ground.name}"', "engine"))
 
     def first(self, check: Callable[[Sample], bool]) -> float:
         """When that was first so; infinity if never."""

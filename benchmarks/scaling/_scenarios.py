@@ -61,13 +61,12 @@ def measure(
     most: int,
     during: Callable[[float], Mapping[str, Any]] | None = None,
     step: float | None = None,
-    service: str = "engine",
 ) -> Report:
     """The load, and `during(began)` beside it; `step`: second at which the load rises, from which recovery counts."""
     outcome: list[Outcome] = []
     facts: dict[str, Any] = {}
     failed: list[BaseException] = []
-    watcher, url, model = Watcher(ground), ground.url(service), ground.values["model"]
+    watcher, url, model = Watcher(ground), ground.url(ground.entrance), ground.values["model"]
 
     def load() -> None:
         try:
@@ -119,10 +118,27 @@ def _up(ground: Ground) -> Ground:
     return ground
 
 
+PROXY = {"kind": "proxy", "replicas": 1}
+# More than any queue: as if it had no limit.
+UNLIMITED = {**PROXY, "headroom": 1000}
+_STEP: Stages = [(4, 1, 1), (30, 24, 24), (6, 1, 1)]
+
+
 def step(make: Make) -> Report:
-    """1 -> 10 replicas at once."""
-    with_ten = _up(make("step", most=10))
-    return measure("step 1→10", with_ten, [(4, 1, 1), (30, 24, 24), (6, 1, 1)], most=10, step=4.0)
+    """1 -> 10 replicas at once; what no slot is free for waits in the gateway."""
+    ground = _up(make("step", most=10, gateway=PROXY))
+    return measure("step 1→10", ground, _STEP, most=10, step=4.0)
+
+
+def step_fewest(make: Make) -> Report:
+    """The same, where the gateway gives each request at once to the replica with the fewest, which queues it."""
+    ground = _up(make("step-fewest", most=10, gateway=UNLIMITED))
+    return measure("step 1→10, queued at the replicas", ground, _STEP, most=10, step=4.0)
+
+
+def step_service(make: Make) -> Report:
+    """The same without a gateway: the Service chooses by chance."""
+    return measure("step 1→10, no gateway", _up(make("step-service", most=10)), _STEP, most=10, step=4.0)
 
 
 def ramp(make: Make) -> Report:
@@ -150,8 +166,7 @@ def down(make: Make) -> Report:
 
 def zero(make: Make) -> Report:
     """0 -> 1: requests are held at the gateway until a replica serves."""
-    gateway = {"kind": "proxy", "replicas": 1}
-    ground = _up(make("zero", most=2, least=0, settings={"gateway": gateway}))
+    ground = _up(make("zero", most=2, least=0, gateway=PROXY))
 
     def asleep() -> bool:
         pods = [one["metadata"]["name"] for one in ground.get("pods")["items"]]
@@ -278,6 +293,8 @@ def _with(report: Report, **facts: Any) -> Report:
 
 SCENARIOS: dict[str, Callable[[Make], Report]] = {
     "step": step,
+    "step-fewest": step_fewest,
+    "step-service": step_service,
     "ramp": ramp,
     "burst": burst,
     "zero": zero,

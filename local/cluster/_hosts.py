@@ -1,4 +1,4 @@
-"""A hosts file that follows the cluster's Services: what the embedded cluster has instead of DNS.
+"""A hosts file that follows the cluster's Services: what its programs have instead of DNS.
 
 The file is mounted over `/etc/hosts` for the cluster's processes, so it is written in place: a renamed file would leave
 the mount on the old one. Names without their namespace can't be had, for the file is one for all namespaces.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,12 @@ _SETTLE_S = 0.05
 Objects = dict[str, dict[str, Any]]
 
 
-def _line(address: str, name: str, namespace: str) -> str:
-    stem = f"{name}.{namespace}"
-    return f"{address} {stem}.svc {stem}.svc.cluster.local {stem}"
-
-
-def render(own: str, services: Iterable[Mapping[str, Any]], slices: Iterable[Mapping[str, Any]]) -> str:
-    """The file: the machine's own lines, then Services by cluster address, headless ones by their ready endpoints."""
-    lines = []
+def names(services: Iterable[Mapping[str, Any]], slices: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """`NAME.NAMESPACE` -> Services' cluster addresses, headless ones' ready endpoints, which may be none."""
+    found: dict[str, list[str]] = {}
     for service in services:
-        metadata, spec = service["metadata"], service["spec"]
-        address = spec.get("clusterIP")
-        if address and address != "None":
-            lines.append(_line(address, metadata["name"], metadata["namespace"]))
+        metadata, address = service["metadata"], service["spec"].get("clusterIP")
+        found[f"{metadata['name']}.{metadata['namespace']}"] = [address] if address and address != "None" else []
     for piece in slices:
         metadata = piece["metadata"]
         service_name = metadata.get("labels", {}).get("kubernetes.io/service-name")
@@ -42,10 +35,19 @@ def render(own: str, services: Iterable[Mapping[str, Any]], slices: Iterable[Map
             # `ready` unset means ready, says the API.
             if endpoint.get("conditions", {}).get("ready") is False:
                 continue
-            for address in endpoint["addresses"]:
-                lines.append(_line(address, service_name, metadata["namespace"]))
-                if endpoint.get("hostname"):
-                    lines.append(_line(address, f"{endpoint['hostname']}.{service_name}", metadata["namespace"]))
+            stem = f"{service_name}.{metadata['namespace']}"
+            for name in (stem, f"{endpoint['hostname']}.{stem}") if endpoint.get("hostname") else (stem,):
+                found.setdefault(name, []).extend(endpoint["addresses"])
+    return found
+
+
+def render(own: str, known: Mapping[str, Sequence[str]]) -> str:
+    """The file: the machine's own lines, then the cluster's `names`."""
+    lines = [
+        f"{address} {stem}.svc {stem}.svc.cluster.local {stem}"
+        for stem, addresses in known.items()
+        for address in addresses
+    ]
     return "\n".join([own.rstrip("\n"), "# Services of the cluster", *sorted(lines)]) + "\n"
 
 
@@ -69,7 +71,7 @@ def machine_hosts() -> str:
 
 
 class HostsFile:
-    """Keeps `path` current; `follow()` runs until cancelled and outlives an API server that goes away."""
+    """Keeps `path` and `names` current; `follow()` runs until cancelled and outlives an API server that goes away."""
 
     def __init__(self, path: Path, own: str, api: Api) -> None:
         self._path, self._own, self._api = path, own, api
@@ -77,6 +79,7 @@ class HostsFile:
         self._slices: Objects = {}
         self._changed = asyncio.Event()
         self._written = ""
+        self.names: dict[str, list[str]] = {}
 
     async def follow(self) -> None:
         """Watch and write."""
@@ -92,7 +95,8 @@ class HostsFile:
             # Many Services often change together: one write for all of them.
             await asyncio.sleep(_SETTLE_S)
             self._changed.clear()
-            text = render(self._own, self._services.values(), self._slices.values())
+            self.names = names(self._services.values(), self._slices.values())
+            text = render(self._own, self.names)
             if text != self._written:
                 try:
                     write_in_place(self._path, text)

@@ -24,6 +24,8 @@ KUBE_PROXY_METRICS_PORT: Final = 10249
 KUBE_PROXY_HEALTH_PORT: Final = 10256
 KWOK_PORT: Final = 10247
 KUBELET_PORT: Final = 10250
+# On the nodes' address, as NodeLocal DNSCache is; not 53, which needs a right and which a machine's own may have.
+DNS_PORT: Final = 10053
 PROMETHEUS_PORT: Final = 9090
 # kube-state-metrics' own.
 KUBE_STATE_PORT: Final = 8080

@@ -25,10 +25,10 @@ import yaml
 from local._standard_error import make_patient
 from stacks import TollgateError
 
-from . import _bootstrap, _components, _hosts, _network, _nft, _pki, _prometheus, _rules, _slots, _state, _system
+from . import _bootstrap, _components, _dns, _hosts, _network, _nft, _pki, _prometheus, _rules, _slots, _state, _system
 from ._api import Api, tls
 from ._components import MARKER, STEP_KEDA, STEP_MONITORING, Component
-from ._layout import KUBE_STATE_PORT, Addresses, Layout
+from ._layout import DNS_PORT, KUBE_STATE_PORT, Addresses, Layout
 from ._plan import Plan
 
 _POLL_SECONDS = 0.05
@@ -125,8 +125,10 @@ class Supervisor:
         api = Api(self._addresses.api_url, tls(self._layout.pki))
         keepers = [asyncio.create_task(self._keep(one, api)) for one in self._components]
         steps = asyncio.create_task(self._steps(api))
+        hosts = _hosts.HostsFile(self._layout.hosts, self._own_hosts, api)
         others = [
-            asyncio.create_task(_hosts.HostsFile(self._layout.hosts, self._own_hosts, api).follow()),
+            asyncio.create_task(hosts.follow()),
+            asyncio.create_task(_dns.serve(lambda name: hosts.names.get(name), self._addresses.node, DNS_PORT)),
             asyncio.create_task(self._bound_logs()),
             asyncio.create_task(self._save_in_time()),
             asyncio.create_task(self._monitoring(api)),

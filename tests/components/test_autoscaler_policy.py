@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 import stacks
 from components.autoscaler_policy import Source, check_source, cooldown_seconds, scaled_object, triggers
+from components.monitoring_rules import recordings
+from tests.components.test_monitoring_rules import SGLANG
 
 VLLM = Source(
     namespace="ns",
@@ -80,14 +83,41 @@ def test_from_zero_the_gateway_wakes_and_missing_engines_count_as_nothing() -> N
     queries = {one["name"]: one["metadata"]["query"] for one in made["triggers"]}
     assert queries["waiting"] == '(sum(w{namespace="ns"})) or vector(0)'
     open_requests = 'sum(haproxy_backend_current_sessions{namespace="ns",proxy=~"engine"})'
-    assert queries["held"] == f'({open_requests} unless on() (sum(r{{namespace="ns"}}) > 0)) or vector(0)'
-    assert made["advanced"]["scalingModifiers"]["formula"] == "waiting / 8 + running / 8 + held / 8"
+    idle = 'unless on() (sum(r{namespace="ns"}) > 0)'
+    # What is held and what is queued is told apart, and counted once.
+    assert queries["held"] == f"({open_requests} - ({queries['queued']}) {idle}) or vector(0)"
+    assert made["advanced"]["scalingModifiers"]["formula"] == "waiting / 8 + queued / 8 + running / 8 + held / 8"
 
 
 def test_the_queue_alone_keeps_the_last_replica_while_it_runs_something() -> None:
     source = Source(namespace="ns", waiting="w", running="r", gateway=True, slots=10)
-    names = [one["name"] for one in spec(source, least=0, policy="queue")["triggers"]]
-    assert names == ["waiting", "running", "held"]
+    made = spec(source, least=0, policy="queue")
+    assert [one["name"] for one in made["triggers"]] == ["waiting", "queued", "running", "held"]
+    # It asks for no second one.
+    assert made["advanced"]["scalingModifiers"]["formula"] == "waiting / 5 + queued / 5 + running / 100000 + held / 5"
+
+
+@pytest.mark.parametrize("policy", ["queue", "queue-and-slots"])
+def test_what_waits_in_the_gateway_is_added_to_what_waits_in_the_engines(policy: str) -> None:
+    source = Source(namespace="ns", waiting="w", running="r", gateway=True, services=("engine", "engine-candidate"))
+    made = spec(source, policy=policy)
+    queries = {one["name"]: one["metadata"]["query"] for one in made["triggers"]}
+    matchers = 'namespace="ns",proxy=~"engine|engine-candidate"'
+    assert queries["queued"] == (
+        f"sum(haproxy_backend_current_queue{{{matchers}}}) + sum(haproxy_server_current_queue{{{matchers}}})"
+    )
+    # An HPA would take the larger of two triggers: the formula adds them up.
+    assert "waiting / 5 + queued / 5" in made["advanced"]["scalingModifiers"]["formula"]
+
+
+def test_the_recorded_queue_is_what_waits_in_both_places() -> None:
+    facts = dataclasses.replace(SGLANG, source=Source(namespace="ns", waiting="w", running="r", gateway=True))
+    own = 'sum by (namespace) (w{namespace="ns"})'
+    proxies = (
+        'sum by (namespace) (haproxy_backend_current_queue{namespace="ns"} '
+        'or haproxy_server_current_queue{namespace="ns"})'
+    )
+    assert dict(recordings(facts))["tollgate:queue:sum"] == f"{own} + ({proxies} or 0 * {own})"
 
 
 def test_ollama_is_scaled_on_what_is_open_in_front_of_it() -> None:
