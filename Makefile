@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint bench soak docs sbom tools lock clean help
+.PHONY: demo test unit lint bench soak fuzz audit docs sbom tools lock clean help
 
 help:
-	@echo "make demo | test | unit | lint | bench | soak | docs | sbom | tools | lock | clean"
+	@echo "make demo | test | unit | lint | bench | soak | fuzz | audit | docs | sbom | tools | lock | clean"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tollgate needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -52,6 +52,15 @@ bench: $(STAMP)
 # Half an hour of load and faults on the embedded cluster.
 soak: tools
 	$(BIN)/python benchmarks/soak.py
+
+# Ten minutes of hostile input for each of what reads input.
+fuzz: $(STAMP)
+	$(BIN)/python .ci/fuzz.py
+
+# Known vulnerabilities of what is locked, out of a checkout of a database: make audit ADVISORIES=DIR. With a way to the internet,
+# `pip-audit --disable-pip --require-hashes -r requirements.lock` asks the same of a server.
+audit: $(STAMP)
+	$(BIN)/python .ci/audit.py $(addprefix --advisories ,$(ADVISORIES))
 
 sbom:
 	@mkdir -p dist

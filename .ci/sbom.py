@@ -36,9 +36,14 @@ def go_modules(folder: Path) -> Iterator[dict[str, Any]]:
         (module, version): digest
         for module, version, digest in (line.split() for line in (folder / "go.sum").read_text().splitlines() if line)
     }
-    for module, version in re.findall(
-        r"^\s*(?:require )?([a-z0-9.-]+\.[a-z]+/\S+) (v\S+)", (folder / "go.mod").read_text(), re.MULTILINE
-    ):
+    text = (folder / "go.mod").read_text()
+    # What is built is what stands on the right.
+    instead = {
+        old: (new, version)
+        for old, new, version in re.findall(r"^\s*(?:replace )?(\S+)(?: v\S+)? => (\S+) (v\S+)", text, re.MULTILINE)
+    }
+    for module, version in re.findall(r"^\s*(?:require )?([a-z0-9.-]+\.[a-z]+/\S+) (v\S+)", text, re.MULTILINE):
+        module, version = instead.get(module, (module, version))
         digest = sums.get((module, version))
         yield _component(f"pkg:golang/{module}@{version}", module, version, [digest] if digest else [])
 

@@ -217,8 +217,12 @@ def _rows(item: Measured) -> Iterable[tuple[Measured, str, float]]:
 
 
 def _predicted(times: Timing, item: Measured, slots: int, name: str) -> float:
-    prediction = predict(times, slots=item.slots or slots, replicas=item.replicas, traffic=item.traffic)
-    value = float(getattr(prediction, name))
+    try:
+        prediction = predict(times, slots=item.slots or slots, replicas=item.replicas, traffic=item.traffic)
+        value = float(getattr(prediction, name))
+    except ArithmeticError:
+        # Requests so long that none is ever answered.
+        value = math.inf
     # Arrivals beyond capacity have no steady latency; any large number tells the fit to turn back.
     return value if math.isfinite(value) else 1e6
 

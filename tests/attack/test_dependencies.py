@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.tollgate.conftest import HERE
 
@@ -54,3 +59,103 @@ def test_nearly_every_component_of_the_bill_has_a_hash() -> None:
     without = [one["name"] for one in found if not one["properties"]]
     assert not [one for one in found if one["purl"].startswith("pkg:pypi/") and not one["properties"]]
     assert len(without) < len(found) / 10
+
+
+def test_a_module_that_go_replaces_is_named_as_what_is_built() -> None:
+    versions = {one["version"] for one in bill()["components"] if one["name"] == "k8s.io/api"}
+    assert versions
+    assert "v0.0.0" not in versions
+
+
+@cache
+def audit() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("audit", HERE / ".ci" / "audit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks for its module.
+    sys.modules["audit"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(folder: Path, name: str, ecosystem: str = "PyPI", **given: Any) -> None:
+    span = {"type": "ECOSYSTEM" if ecosystem == "PyPI" else "SEMVER", "events": [{"introduced": "0"}]}
+    package = {"name": name, "ecosystem": ecosystem}
+    text = {
+        "id": f"X-{name}",
+        "summary": "bad",
+        "modified": "2026-01-02",
+        "affected": [{"package": package, "ranges": [span]}],
+    }
+    (folder / f"{name.replace('/', '-')}.json").write_text(json.dumps({**text, **given}))
+
+
+def test_the_audit_finds_what_is_locked_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, "Jinja2")
+    record(tmp_path, "k8s.io/kubernetes", "Go")
+    record(tmp_path, "stdlib", "Go")
+    record(tmp_path, "pydantic", withdrawn="2026-01-01")
+    record(tmp_path, "never-heard-of")
+    assert audit().main(["--advisories", str(tmp_path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[:-1]] == ["jinja2", "k8s.io/kubernetes", "stdlib"]
+    assert said[-1].endswith("the newest of 2026-01-02: 3 found in 3 components")
+
+
+def test_the_audit_of_what_is_mended_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    span = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "3.1.0"}]}
+    entry = f"- package: {{name: jinja2, ecosystem: PyPI}}\n  ranges: [{json.dumps(span)}]\n  versions: ['2.0']\n"
+    (tmp_path / "x.yaml").write_text(f"id: X\naffected:\n{entry}")
+    assert audit().main(["--advisories", str(tmp_path)]) == 0
+    assert " 1 records that name one, the newest of no date: 0 found" in capsys.readouterr().out
+
+
+def test_the_audit_does_not_take_an_empty_folder_for_good_news(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        audit().main(["--advisories", str(tmp_path)])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("events", "inside", "outside"),
+    [
+        ([{"introduced": "0"}, {"fixed": "1.2"}], ["0.1", "1.1.9", "1.2rc1"], ["1.2", "2"]),
+        ([{"introduced": "1"}, {"last_affected": "1.2"}], ["1", "1.2"], ["0.9", "1.2.1"]),
+        (
+            [{"fixed": "3.1"}, {"introduced": "3"}, {"fixed": "2.1"}, {"introduced": "2"}],
+            ["2", "3.0.1"],
+            ["1", "2.1", "2.5", "3.1"],
+        ),
+        ([{"introduced": "2"}], ["2", "99"], ["1.9"]),
+    ],
+)
+def test_the_audit_reads_ranges_of_python_packages(
+    events: list[dict[str, str]], inside: list[str], outside: list[str]
+) -> None:
+    entry = {"ranges": [{"type": "ECOSYSTEM", "events": events}, {"type": "GIT", "events": [{"introduced": "0"}]}]}
+    for version in (*inside, *outside):
+        assert audit().affected(entry, version, Version, ("ECOSYSTEM",)) == (version in inside), version
+
+
+def test_the_audit_orders_versions_of_go_modules() -> None:
+    semver = audit().semver
+    rising = [
+        "v0.0.0-20190927203648-9ce6eca90e73",
+        "v0.0.0",
+        "v0.1.0-alpha",
+        "v0.1.0-alpha.1",
+        "v0.1.0-rc.2",
+        "v0.1.0-rc.11",
+        "0.1.0",
+        "v1.2.3+x",
+        "go1.26.6",
+    ]
+    assert sorted(rising, key=semver) == rising
+    entry = {
+        "ranges": [{"type": "SEMVER", "events": [{"introduced": "0"}, {"fixed": "0.0.0-20190927203648-9ce6eca90e73"}]}]
+    }
+    assert not audit().affected(entry, "v0.36.3", semver, ("SEMVER",))
+    assert audit().affected(entry, "v0.0.0-20180101000000-000000000000", semver, ("SEMVER",))
+    with pytest.raises(ValueError, match="no version"):
+        semver("latest")
