@@ -27,7 +27,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_a_stack_is_planned_and_says_what_binds_and_what_it_assumed() -> None:
     code, text = run("plan", "local-dev")
     assert code == 0
-    for words in ("8 per replica, 80 in all", "$8.54/h", "binds", "headroom", "fitted", "2.70 s", "skypilot"):
+    for words in ("8 per replica, 80 in all", "$8.54/h", "binds", "headroom", "fitted", "2.70 s", "2026-07-30"):
         assert words in text
 
 

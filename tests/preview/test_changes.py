@@ -112,7 +112,7 @@ def test_a_spot_pool_with_a_fallback_is_spot_as_expected_and_on_demand_at_most()
     given = resources(nodes=4, low=2, high=6, spot=True)
     given.append(node_pool("gpu-pool-on-demand", low=0, high=6, spot=False))
     found = room.shape("prod", given, room.prices())
-    spot = Decimal("0.3406")
+    spot = Decimal("0.4799")
     disks = [2, 4, 6]
     machines = [2 * spot, 4 * spot, 6 * L4]
     for level, nodes, usd in zip(room.LEVELS, disks, machines, strict=True):
@@ -258,10 +258,10 @@ def test_a_broken_program_is_said_where_its_numbers_would_be_with_its_whole_reas
 
 def test_old_prices_are_said_with_their_age() -> None:
     report = document(change(made(), made()), limits=room.Limits(old_prices_days=30))
-    assert report.prices.oldest == "2026"
-    assert report.prices.days == 324
+    assert report.prices.oldest == "2026-07-01"
+    assert report.prices.days == 143
     assert [finding.rule for finding in report.findings] == ["old prices"]
-    assert "(324 days)" in room.markdown(report)
+    assert "(143 days)" in room.markdown(report)
 
 
 def test_evidence_is_said_where_the_gate_would_ask_for_it() -> None:

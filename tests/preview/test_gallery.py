@@ -22,7 +22,7 @@ from tollgate.commands.preview import collect
 pytestmark = pytest.mark.timeout(600)
 HERE = Path(__file__).resolve().parents[2]
 # us-central1, USD per hour: g2-standard-8 (on demand and spot), a2-highgpu-1g, e2-standard-4; GKE, a NAT by machine and address.
-L4, SPOT, A100, E2 = Decimal("0.8536"), Decimal("0.3406"), Decimal("3.6734"), Decimal("0.13402284")
+L4, SPOT, A100, E2 = Decimal("0.8536"), Decimal("0.4799"), Decimal("3.6734"), Decimal("0.13402284")
 FEE, NAT, ADDRESS = Decimal("0.10"), Decimal("0.0014"), Decimal("0.005")
 GIB = (Decimal("0.10") / 730).quantize(Decimal("1e-12"))
 
@@ -122,7 +122,7 @@ def test_a_second_region_costs_a_second_cluster(report: room.Report) -> None:
 
 def test_a_pool_that_becomes_spot_is_cheaper_and_is_recreated_for_that_field(report: room.Report) -> None:
     before, after = hourly(report, "pool-recreated")
-    assert before - after == 4 * (L4 - SPOT) == Decimal("2.0520")
+    assert before - after == 4 * (L4 - SPOT) == Decimal("1.4948")
     (event,) = stack(report, "pool-recreated").events
     # Resources on GKE are named after their region.
     name = "gpu-pool-us-central1"
