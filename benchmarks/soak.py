@@ -115,6 +115,7 @@ class Soak:
         self.breaker = Breaker(NAME, environment, STACKS, self.load, self.gate, disks[0])
         self.memory = Memory()
         self.over = threading.Event()
+        self.early = False
         self.wrong: list[str] = []
         self.loads: list[float] = []
         self._planned = max(1, int(minutes * 60 / every) - 1)
@@ -135,7 +136,7 @@ class Soak:
         )
 
     def go(self) -> None:
-        """All of it; stops early when `over` is set."""
+        """All of it."""
         self.breaker.spare_nodes()
         self.gate.look(0.0)
         if self.gate.done.wrong:
@@ -166,7 +167,14 @@ class Soak:
         self.over.set()
         for one in watchers:
             one.join(300)
-        self.gate.look(self.load.now())
+        if not self.early:
+            self.gate.look(self.load.now())
+
+    def end_early(self) -> None:
+        """From a signal handler: no more faults, and the figures so far."""
+        self.early = True
+        self.breaker.running = False
+        self.over.set()
 
     def _until(self, at: float) -> None:
         while self.load.now() < at and not self.over.wait(min(1.0, max(0.0, at - self.load.now()))):
@@ -297,15 +305,12 @@ def ground() -> Iterator[tuple[Path, dict[str, str], tuple[Disk, Disk]]]:
 
 def inside(minutes: float, every: float) -> tuple[dict[str, Any], bool]:
     """The figures, and whether somebody ended it early."""
-    told = threading.Event()
     running: list[Soak] = []
 
     def stop(_number: int, _frame: object) -> None:
-        if told.is_set() or not running:
+        if not running or running[0].early:
             sys.exit(130)
-        told.set()
-        running[0].over.set()
-        running[0].breaker.running = False
+        running[0].end_early()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -314,7 +319,7 @@ def inside(minutes: float, every: float) -> tuple[dict[str, Any], bool]:
         soak = Soak(root, environment, disks, minutes, every)
         running.append(soak)
         soak.go()
-        return soak.report(), told.is_set()
+        return soak.report(), soak.early
 
 
 def main() -> int:

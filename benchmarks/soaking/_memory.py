@@ -18,6 +18,8 @@ from local import cluster
 WARM_SECONDS = 120.0
 BLOCKS = 12
 _FEWEST_BLOCKS = 5
+# Less than that shows how processes begin, not whether they grow.
+LEAST_SECONDS = 600.0
 # What counts as growth over the whole run: 10 % of where it began, and at least so much.
 SHARE, LEAST_MIB = 0.10, 10.0
 # MiB/h: what Prometheus may take while it fills the two hours of samples that it keeps in memory before it writes a block.
@@ -98,7 +100,7 @@ def own_mib(pid: int) -> float | None:
 def trend(name: str, points: Sequence[tuple[float, float]], *, starts: int = 1) -> Trend:
     """Judge (seconds, MiB), in order of time. Growth has to be both sure and large to count."""
     blocks = in_blocks(points)
-    if len(blocks) < _FEWEST_BLOCKS:
+    if len(blocks) < _FEWEST_BLOCKS or points[-1][0] - points[0][0] < LEAST_SECONDS:
         values = [mib for _, mib in points] or [0.0]
         return Trend(name=name, first=values[0], last=values[-1], slope=0.0, p=1.0, starts=starts, flat=None)
     pairs = list(itertools.combinations(blocks, 2))

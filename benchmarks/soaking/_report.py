@@ -65,7 +65,7 @@ def markdown(found: Mapping[str, Any]) -> str:
                     f"{row['last']:.1f}",
                     f"{row['slope']:+.1f}",
                     f"{row['p']:.3f}",
-                    {True: "yes", False: "NO", None: "too short-lived to tell"}[row["flat"]],
+                    {True: "yes", False: "NO", None: "too little seen"}[row["flat"]],
                 )
                 for row in found["memory"]
             ),

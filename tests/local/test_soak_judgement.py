@@ -64,6 +64,18 @@ def test_a_leak_is_not_flat_and_its_slope_is_told() -> None:
     assert found.p < 0.001
 
 
+def test_prometheus_may_fill_its_two_hours_and_no_more() -> None:
+    def rise(per_hour: float) -> bool | None:
+        return trend("prometheus", [(float(at), 50 + per_hour * at / 3600) for at in range(0, 1800, 5)]).flat
+
+    assert rise(150) is True
+    assert rise(250) is False
+
+
+def test_a_few_minutes_are_no_verdict() -> None:
+    assert trend("x", [(float(at), 100.0 + at) for at in range(0, 300, 5)]).flat is None
+
+
 def test_a_sure_but_small_rise_is_flat_and_few_samples_are_no_verdict() -> None:
     assert trend("x", [(float(at), 100 + at / 1000) for at in range(0, 1800, 5)]).flat is True
     assert trend("x", [(0.0, 1.0), (5.0, 100.0)]).flat is None
