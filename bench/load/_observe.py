@@ -244,7 +244,8 @@ def scraped(text: str) -> dict[str, float]:
             continue
         # Signs, points and exponents make a number only in some orders.
         with contextlib.suppress(ValueError):
-            sums.setdefault(name, []).append(float(value or level) * _SCRAPED_SCALE.get(name, 1.0))
+            number = float(value or level) * _SCRAPED_SCALE.get(name, 1.0)
+            sums.setdefault(name, []).append(number)
     shares = ("server_kv_usage", "gpu_utilization")
     return {name: sum(values) / (len(values) if name in shares else 1) for name, values in sums.items()}
 

@@ -351,7 +351,9 @@ def metrics(folder: Path) -> list[Target]:
     def probed(data: bytes) -> None:
         def ask() -> None:
             for one in (target, load.Target(url=URL, engine="ollama", model="m")):
-                with contextlib.suppress(OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+                with contextlib.suppress(
+                    OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError
+                ):
                     _probe._problem(one, 1.0)
                 _probe.facts(one)
 

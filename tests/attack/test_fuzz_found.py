@@ -1,0 +1,279 @@
+# ruff: noqa: E501 - inputs are written as they are sent
+"""What `make fuzz` found to end in a traceback, or worse: each input again, by the target that broke."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gate
+import planner
+import preview
+import stacks
+from bench import load, report, results
+from bench.batch import _judge
+from bench.job import _together
+from bench.load import _observe, _replay
+from components import benchmark
+from tests.attack.fuzz import GROUPS, Target
+from tests.gate.conftest import World, make_result, make_world
+
+DEEP = "[" * 100_000
+HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def http(text: str) -> bytes:
+    return HTTP % (len(text), text.encode())
+
+
+def changed(seed: bytes, *path: Any, to: Any) -> bytes:
+    """The JSON with one value put elsewhere."""
+    whole = json.loads(seed)
+    inner = whole
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    return json.dumps(whole).encode()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Target]:
+    made: dict[str, list[Target]] = {}
+
+    def found(group: str, name: str) -> Target:
+        if group not in made:
+            made[group] = GROUPS[group](tmp_path_factory.mktemp(group))
+        return next(target for target in made[group] if target.name == name)
+
+    return found
+
+
+Find = Callable[[str, str], Target]
+
+
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        # More than a row of the records holds, and more than any number does.
+        ("sse-body", b'data: {"choices":[],"usage":{"prompt_tokens":8,"completion_tokens":9999999999}}\n\ndata: [DONE]\n\n'),
+        ("sse-body", b'data: {"choices":[],"usage":{"prompt_tokens":%b,"completion_tokens":3}}\n\ndata: [DONE]\n\n' % (b"9" * 900)),
+        ("ndjson-body", b'{"done":true,"total_duration":%b,"eval_count":2147483648}\n' % (b"9" * 900)),
+        ("whole-body", b'{"choices":[],"usage":{"prompt_tokens":4294967296,"completion_tokens":3}}'),
+        # Tokens that a database could not add up.
+        ("whole-body", b'{"choices":[],"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":3}}'),
+    ],
+)  # fmt: skip
+def test_no_count_that_a_server_tells_ends_the_load_generator(target: Find, name: str, tail: bytes) -> None:
+    one = target("streams", name)
+    assert one.attempt(tail) == ""
+    assert one.attempt(one.seeds[0] + tail) == ""
+
+
+def test_so_many_frames_in_one_read_are_counted(target: Find) -> None:
+    body = b'\n{"response":"a"}' + b'\n{"' * 70_000 + b'\n{"done":true}\n'
+    assert target("streams", "ndjson-http").attempt(HTTP % (len(body), body)) == ""
+
+
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "1e999", "nan", "\xb2"])
+def test_no_time_to_wait_is_too_long(date: str) -> None:
+    assert 0 <= _judge.seconds_of(date.encode("latin-1")) <= 3600
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"), [("[", ""), ("[x]", ""), ("localhost", "http://[DONE]"), ("localhost", "//[")]
+)
+def test_what_is_no_address_is_foreign(host: str, origin: str) -> None:
+    assert stacks.foreign(bound="127.0.0.1", host=host, origin=origin)
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "+3", "1_0"])
+def test_what_is_no_length_is_asked_for(target: Find, length: str) -> None:
+    api = target("services", "batch-api")
+    for start in (f"POST /v1/batches HTTP/1.1\r\nContent-Length: {length}", f"GET /v1/files?limit={length} HTTP/1.1"):
+        assert api.attempt(f"{start}\r\nHost: localhost\r\n\r\n".encode("latin-1")) == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"time": 1, "prompt_tokens": 1, "output_tokens": 1e999}', '{"time": NaN, "prompt_tokens": 1, "output_tokens": 1}',
+     '{"time": 1, "prompt_tokens": -5, "output_tokens": 1}',
+     '{"time": 1, "prompt_tokens": 1e300, "output_tokens": 1}', DEEP],
+    ids=lambda line: line[:40],
+)  # fmt: skip
+def test_a_trace_of_what_cannot_be_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "t.jsonl").write_text(line)
+    with pytest.raises(stacks.InputError):
+        load.read_trace(tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"messages": ["a"]}', '{"prompt": "\\ud800"}', "5", '{"messages": {"a": 1}}'])
+def test_prompts_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(stacks.InputError):
+        _replay.Conversations(load.read_dialogues(tmp_path / "p.jsonl"), [1])
+
+
+def test_a_metric_that_is_no_number_is_left_out() -> None:
+    assert _observe.scraped("vllm:num_requests_running 1.2.3\nvllm:num_requests_waiting 2\n") == {"server_waiting": 2.0}
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[]", DEEP, '{"data": {"result": [{"values": [[Infinity, "1"]]}]}}', '{"data": {"result": {"a": 1}}}',
+     '{"data": {"result": [{"values": [[%s, "1"]]}]}}' % ("9" * 400), '{"data": [1]}'],
+    ids=lambda said: said[:30],
+)  # fmt: skip
+def test_an_answer_that_is_not_prometheus_is_only_said(target: Find, said: str) -> None:
+    one = target("metrics", "prometheus")
+    assert one.attempt(http(said)) == ""
+    assert one.attempt(http(said).replace(b"200 OK", b"500 No")) == ""
+
+
+@pytest.mark.parametrize(
+    "said", ['{"data": [5]}', '{"data": 1.5}', '{"models": [[]]}', '{"models": [{"name": "m", "details": [1]}]}', DEEP]
+)
+def test_an_engine_that_says_nonsense_of_itself_is_measured_without(target: Find, said: str) -> None:
+    assert target("metrics", "engine").attempt(http(said)) == ""
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", DEEP, json.dumps({"result": {}})])
+def test_a_pod_that_leaves_no_result_is_told(text: str) -> None:
+    found = _together.Pieces()
+    for line in _together.pieces(text):
+        found.take(line)
+    with pytest.raises(stacks.TollgateError):
+        found.result()
+    with pytest.raises(stacks.TollgateError):
+        results.read_pair(text)
+    with pytest.raises((ValueError, TypeError)):
+        _together.progress_of(_together.PROGRESS + '["a"]')
+
+
+@pytest.mark.parametrize("packed", ["x", "eA==", "H4sIAAAAAAAAA", "H4sIAAAAAAAC/0tMBABVvgp6AwAAAA=="])
+def test_a_config_map_that_cannot_be_unpacked_is_told(packed: str) -> None:
+    with pytest.raises(stacks.TollgateError, match="cannot be unpacked"):
+        benchmark.result_text(None, {"result.json": packed})
+
+
+# --- previews
+
+
+@pytest.mark.parametrize(
+    "path",
+    [("type",), ("name",), ("inputs",), ("inputs", "nodesMax"), ("inputs", "nodeConfig"), ("inputs", "autoscaling"),
+     ("inputs", "nodePools"), ("inputs", "values"), ("inputs", "criteria"), ("inputs", "spec"), ("inputs", "size"), ("parent",)],
+    ids=".".join,
+)  # fmt: skip
+@pytest.mark.parametrize("value", [5, [1]], ids=str)
+def test_a_program_that_registers_nonsense_is_an_error_of_its_stack(
+    target: Find, path: tuple[str, ...], value: Any
+) -> None:
+    one = target("previews", "resources")
+    for number in range(len(json.loads(one.seeds[0])["resources"])):
+        assert one.attempt(changed(one.seeds[0], "resources", number, *path, to=value)) == ""
+
+
+def test_pulumi_that_says_nonsense_is_an_error(target: Find) -> None:
+    one = target("previews", "pulumi")
+    for value in (
+        5,
+        {"op": 5, "newState": 5},
+        {"op": "update", "newState": {"type": "a", "urn": "u", "parent": "a::b"}},
+        [],
+    ):
+        assert one.attempt(changed(one.seeds[0], "steps", 0, to=value)) == ""
+
+
+@pytest.mark.parametrize("amount", ["1e30", "-1e30", "1e999999", "NaN"])
+def test_an_amount_beyond_all_prices_is_refused(target: Find, amount: str) -> None:
+    seed = target("previews", "preview").seeds[0]
+    with pytest.raises(stacks.InputError):
+        preview.from_json(changed(seed, "stacks", 0, "totals", "max", "nodes_after", to=amount).decode())
+
+
+# --- results
+
+
+def test_a_result_with_half_a_picture_is_shown() -> None:
+    found = make_result(runs=1)
+    (run,) = found.runs
+    for series in (
+        {"seconds": (1.0, 2.0)},
+        {"requests_per_second": (1.0,)},
+        {"seconds": (1.0,), "concurrency": (1.0, 2.0)},
+    ):
+        part = run.model_copy(update={"series": series, "metrics": {"e2e_p95_seconds": 1.0}})
+        assert "<html" in report.html([found.model_copy(update={"runs": (part,)})] * 2)
+
+
+@pytest.mark.parametrize("key", ["server", "environment", "runs", "traffic", "replicas"])
+@pytest.mark.parametrize("value", [5, [5], "x", 1e300, {"a": []}], ids=str)
+def test_a_result_of_another_shape_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    given = json.loads(make_result(runs=1).model_dump_json())
+    (tmp_path / "r.json").write_text(json.dumps({**given, key: value}))
+    release = stacks.load_release("gemma-3-4b-ollama-8", Path(__file__).resolve().parents[2])
+    try:
+        found = planner.read_results(tmp_path / "r.json")
+    except stacks.InputError:
+        return
+    planner.calibrate(found, release=release)
+
+
+def test_rates_and_times_that_cannot_be_tell_nothing() -> None:
+    given = json.loads(make_result(runs=2).model_dump_json())
+    given["runs"][0]["metrics"] |= {"e2e_mean_seconds": 0, "requests_per_second": float("nan")}
+    found = planner.from_result(given)
+    assert found is not None
+    assert found.e2e_mean_seconds == given["runs"][1]["metrics"]["e2e_mean_seconds"]
+
+
+# --- evidence
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    found = make_world(tmp_path_factory.mktemp("gated"))
+    found.record()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("verdict", 5), ("verdict", {"outcome": 5, "runs": 3}), ("result", {}), ("source", []), ("tools", None), ("earlier", "x"),
+     ("attempt", None), ("signed_at", "2026-11-21T12:00:00"), ("signed_at", "soon"), ("kind", "rumour"), ("objectives", "none")],
+)  # fmt: skip
+def test_a_signed_statement_that_is_none_closes_the_gate(world: World, key: str, value: Any) -> None:
+    keys = gate.load_keys(world.root)
+    assert keys.signer is not None
+    statement = json.loads(json.dumps(dict(world.entries()[0].statement)))
+    statement["predicate"]["tollgate"][key] = value
+
+    class Memory:
+        location = "memory"
+
+        def names(self) -> list[str]:
+            return ["000001.json"]
+
+        def read(self, name: str) -> bytes:
+            return gate.seal(statement, keys.signer)
+
+        def create(self, name: str, data: bytes) -> bool:
+            return False
+
+    with pytest.raises(gate.EvidenceBroken, match="not a statement of this program"):
+        gate.Store(Memory(), keys).entries()
+
+
+# --- stack files
+
+
+def test_what_only_one_of_two_yaml_readers_takes_is_an_error_without_its_line(tmp_path: Path) -> None:
+    (tmp_path / "stacks" / "releases").mkdir(parents=True)
+    (tmp_path / "Pulumi.yaml").write_text("name: x\n")
+    (tmp_path / "stacks" / "releases" / "tab.yaml").write_text("engine: ollama\nuser\t\t\ts: 50\n")
+    with pytest.raises(stacks.InputError):
+        stacks.load_release("tab", tmp_path)
