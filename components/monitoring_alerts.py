@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from .monitoring_rules import _BUDGET, _BURNS, _WORDS, Alert, Facts, _latencies, bound_within, errors_counted
+from .monitoring_rules import (
+    _BUDGET,
+    _BURNS,
+    _WORDS,
+    Alert,
+    Facts,
+    _latencies,
+    bound_within,
+    errors_counted,
+    queue_known,
+)
 
 _ADDED_LIMIT = 0.015
 _FLEET_RPS = 8000.0
@@ -82,7 +92,7 @@ def _promises(facts: Facts, ns: str) -> list[Alert]:
             if kind == "e2e"
         ]
     promised = facts.objectives.get("requests_per_second")
-    if promised and not facts.fleet and facts.source.waiting:
+    if promised and not facts.fleet and queue_known(facts.source):
         found.append(
             Alert(
                 name="LowThroughput",
@@ -181,8 +191,8 @@ def _resources(facts: Facts, ns: str) -> list[Alert]:
 def _queue(facts: Facts, ns: str) -> list[Alert]:
     where, source = f'namespace="{facts.source.namespace}"', facts.source
     found = []
-    if source.waiting:
-        found += [
+    if queue_known(source):
+        found.append(
             Alert(
                 name="QueueGrowing",
                 expr=f"deriv(tollgate:queue:sum{ns}[5m]) > 0 and tollgate:queue:sum{ns} > tollgate:slots:sum{ns}",
@@ -190,7 +200,10 @@ def _queue(facts: Facts, ns: str) -> list[Alert]:
                 severity="warning",
                 summary="The queue has grown for minutes and is longer than all slots",
                 action="Replicas at their maximum, Pending, or not scaled at all: see the scaling dashboard",
-            ),
+            )
+        )
+    if source.waiting:
+        found.append(
             Alert(
                 name="QueueMetricMissing",
                 # By replica: in the middle of an upgrade the old ones still publish it, and the sum is too small.
@@ -200,8 +213,8 @@ def _queue(facts: Facts, ns: str) -> list[Alert]:
                 severity="critical",
                 summary=f"{{{{ $value }}}} replicas are scraped but publish no {source.waiting}: nothing scales on them",
                 action="A new engine version may have renamed it: state the new name in components/engines/, or go back",
-            ),
-        ]
+            )
+        )
     # Of an engine without metrics only the gateway is scraped, which stays when no replica runs.
     scraped = "engine" if facts.dialect else "gateway" if source.gateway else ""
     if scraped == "gateway" or (scraped and facts.replicas_min > 0):
@@ -249,13 +262,10 @@ def _scaling(facts: Facts) -> list[Alert]:
         return []
     where = f'namespace="{facts.source.namespace}"'
     ns = f"{{{where}}}"
-    demand = (
-        f"tollgate:queue:sum{ns} > 0" if facts.source.waiting else f"tollgate:open:sum{ns} > tollgate:slots:sum{ns}"
-    )
     return [
         Alert(
             name="ReplicasAtMax",
-            expr=f"tollgate:replicas:count{ns} >= {facts.replicas_max} and {demand}",
+            expr=f"tollgate:replicas:count{ns} >= {facts.replicas_max} and tollgate:queue:sum{ns} > 0",
             minutes=10,
             severity="warning",
             summary=f"All {facts.replicas_max} replicas run and requests wait",

@@ -111,6 +111,11 @@ def memory(pods: str) -> str:
     )
 
 
+def queue_known(source: Source) -> bool:
+    """Whether anybody says how many requests wait: the engine, or a proxy of ours in front of it."""
+    return source.waiting is not None or source.gateway
+
+
 def errors_counted(facts: Facts) -> str:
     """Who counts failed requests: the engine, the gateway, or empty for nobody."""
     return "engine" if facts.dialect == "vllm" else "gateway" if facts.source.gateway else ""
@@ -141,13 +146,8 @@ def recordings(facts: Facts) -> list[tuple[str, str]]:
         ("tollgate:cpu_utilisation:max", f"max by (namespace) {cpu(pods)} / {source.cpus:g}"),
         ("tollgate:memory_utilisation:max", f"max by (namespace) {memory(pods)} / {facts.memory_bytes:.0f}"),
     ]
-    if source.waiting:
-        waits = f"sum by (namespace) ({source.waiting}{{{ns}}})"
-        if source.gateway:
-            # Beyond the slots requests wait in the proxies; while these are not scraped, the engines' queue is what is known.
-            proxies = " or ".join(f"{metric}{{{ns}}}" for metric in GATEWAY_QUEUES)
-            waits = f"{waits} + (sum by (namespace) ({proxies}) or 0 * {waits})"
-        found.append(("tollgate:queue:sum", waits))
+    if queue_known(source):
+        found.append(("tollgate:queue:sum", _queue(source, ns)))
     if source.running:
         found.append(("tollgate:running:sum", f"sum by (namespace) ({source.running}{{{ns}}})"))
     if facts.dialect:
@@ -165,6 +165,15 @@ def recordings(facts: Facts) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _queue(source: Source, ns: str) -> str:
+    engines = f"sum by (namespace) ({source.waiting}{{{ns}}})"
+    if not source.gateway:
+        return engines
+    # Beyond the slots requests wait in the proxies; while these are not scraped, the engines' queue is what is known.
+    proxies = f"sum by (namespace) ({' or '.join(f'{metric}{{{ns}}}' for metric in GATEWAY_QUEUES)})"
+    return f"{engines} + ({proxies} or 0 * {engines})" if source.waiting else proxies
 
 
 def _engine(facts: Facts, ns: str) -> list[tuple[str, str]]:

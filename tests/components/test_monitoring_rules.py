@@ -103,7 +103,8 @@ _UNREADY = 'kube_pod_status_ready{namespace="ns",pod="engine-2",condition="false
 _READY = 'kube_pod_status_ready{{namespace="ns",pod="engine-{}",condition="true"}}'
 _CPU = 'container_cpu_usage_seconds_total{{namespace="ns",pod="engine-1",container="{}"}}'
 _MEMORY = 'container_memory_working_set_bytes{{namespace="ns",pod="engine-1",container="{}"}}'
-_OPEN = 'haproxy_backend_current_sessions{namespace="ns",pod="gateway-1",proxy="engine"}'
+_HELD = 'haproxy_backend_current_queue{namespace="ns",pod="gateway-1",proxy="engine"}'
+_HELD_FOR_ONE = 'haproxy_server_current_queue{namespace="ns",pod="gateway-1",proxy="engine",server="engine1"}'
 _SLOW = "sglang:time_to_first_token_seconds"
 _HPA = 'kube_horizontalpodautoscaler_info{{namespace="ns",horizontalpodautoscaler="{}",scaletargetref_name="engine"}}'
 _FINE = "http_request_duration_highr_seconds"
@@ -168,8 +169,10 @@ CASES: list[Case] = [
     ("ollama", "BudgetBurn", {"objective": "error_rate", "speed": "fast"}, proxied(20), proxied(10), 70),
     # Nobody scrapes Ollama: its replicas are counted by their state.
     ("ollama", "ReplicasAtMax", {},
-     {_READY.format(1): "1x120", _READY.format(2): "1x120", _OPEN: "30x120"},
-     {_READY.format(1): "1x120", _READY.format(2): "1x120", _OPEN: "10x120"}, 15),
+     {_READY.format(1): "1x120", _READY.format(2): "1x120", _HELD: "3x120"},
+     {_READY.format(1): "1x120", _READY.format(2): "1x120", _HELD: "0x120"}, 15),
+    ("ollama", "QueueGrowing", {}, {_READY.format(1): "1x120", _HELD: "0x120", _HELD_FOR_ONE: "0+2x120"},
+     {_READY.format(1): "1x120", _HELD: "40x120"}, 20),
     ("ollama", "NothingScraped", {}, {'up{namespace="ns",pod="gateway-1"}': "0x120"},
      {'up{namespace="ns",pod="gateway-1"}': "1x120"}, 10),
     ("sglang", "HighLatency", {"objective": "ttft_p95_seconds"}, histogram(_SLOW, 0.5, "1.0", "2.0"),
