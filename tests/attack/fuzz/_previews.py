@@ -10,7 +10,6 @@ from typing import Any
 
 import preview
 from preview import _evaluate, _state
-from tollgate.commands import preview as command
 
 from ._target import Target
 
@@ -88,8 +87,20 @@ def previews(folder: Path) -> list[Target]:
     rates = preview.prices()
     root = Path(__file__).resolve().parents[3]
 
+    def shaped(one: preview.Evaluation | None) -> preview.Shape | None:
+        if one is None or one.error is not None:
+            return None
+        return preview.shape(one.stack, one.resources, rates, plan=one.plan, release=one.release)
+
     def changed(after: preview.Evaluation | None) -> preview.Report:
-        change = command._change("fuzz", before, after, rates)
+        old, new = before.resources if before else (), after.resources if after else ()
+        change = preview.Change(
+            stack="fuzz",
+            before=shaped(before),
+            after=shaped(after),
+            events=preview.events(old, new),
+            counts=preview.counts(old, new),
+        )
         return preview.report(
             [change],
             source="offline",

@@ -14,7 +14,6 @@ import gate
 import stacks
 from gate import _store
 from tests.gate.conftest import DIGEST, NOW, World, make_world
-from tollgate.commands import evidence as command
 
 from ._target import Target
 
@@ -123,12 +122,13 @@ def _asked(root: Path, world: World) -> None:
 
 
 def _shown(root: Path, stack: stacks.Stack) -> None:
-    """As `tollgate evidence list` and `diff` do."""
+    """What `tollgate evidence list` and `diff` take for granted."""
     entries = gate.open_store(stack.evidence, root, gate.load_keys(root)).entries()
-    measured = [entry for entry in entries if entry.kind == "measurement"]
-    for entry in measured:
-        assert isinstance(entry.facts["verdict"]["outcome"], str)
-        command._differences(entry, measured[0])
+    for entry in entries:
+        if entry.kind == "measurement":
+            assert isinstance(entry.facts["verdict"]["outcome"], str)
+            assert {"objectives", "price_book", "release", "source", "tools"} <= entry.facts.keys()
+            gate.result_of(entry)
 
 
 def _renamed(value: Any, moved: dict[str, str]) -> Any:
