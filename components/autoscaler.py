@@ -19,8 +19,8 @@ import stacks
 import values
 
 from ._base import Component
-from .autoscaler_check import Live, refuse_others, taken_over, verify
-from .autoscaler_policy import Source, Trigger, scaled_object, triggers
+from .autoscaler_check import Live, measured_cold_start, refuse_others, taken_over, too_soon, verify
+from .autoscaler_policy import Source, Trigger, cooldown_seconds, scaled_object, triggers
 from .cluster import Cluster, Inherited
 from .engines import ENGINE_NAME, EngineService, running_metric, waiting_metric
 
@@ -113,6 +113,10 @@ class QueueAutoscaler(Component):
             with _said():
                 refuse_others(live.get, namespace, args.scaled)
                 verify(asked, live.ask, namespace, replicas_min=args.replicas_min)
+                measured = measured_cold_start(live.get, namespace, args.scaled)
+            cooldown = cooldown_seconds(args.scaling, args.cold_start_seconds)
+            if said := too_soon(cooldown, measured):
+                pulumi.log.warn(f"autoscaling of {namespace}: {said}", self)
             return namespace
 
         # In a thread: what else the program registers, the rules whose recordings are asked for among it, does not wait.

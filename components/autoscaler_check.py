@@ -8,6 +8,7 @@ a metric that no replica publishes because there is none (scale from zero), and 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -147,6 +149,37 @@ def refuse_others(get: Get, namespace: str, scaled: str) -> None:
             f"autoscaling of {namespace}/{scaled}: {', '.join(found)} scales it too, and the two would undo each other's work\n"
             f"  fix:     kubectl delete -n {namespace} {found[0].replace('/', ' ').lower()}, or fix the number of nodes here"
         )
+
+
+def measured_cold_start(get: Get, namespace: str, service: str) -> float | None:
+    """Seconds from creation to Ready, the least of the service's Ready pods that have never restarted; None without one.
+
+    The least: a pod that was unready for a moment since counts from then, and nothing tells it apart from a slow start.
+    """
+    selector = quote(f"app.kubernetes.io/instance={service}", safe="")
+    took = []
+    for pod in get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}").get("items") or []:
+        status = pod.get("status") or {}
+        if any(one.get("restartCount") for one in status.get("containerStatuses") or ()):
+            continue
+        for one in status.get("conditions") or ():
+            if one["type"] == "Ready" and one["status"] == "True":
+                took.append(_moment(one["lastTransitionTime"]) - _moment(pod["metadata"]["creationTimestamp"]))
+    return max(0.0, min(took)) if took else None
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def too_soon(cooldown_seconds: float, measured: float | None) -> str:
+    """What to say where replicas are taken away sooner than they have been seen to start; empty where all is well."""
+    if measured is None or cooldown_seconds >= measured:
+        return ""
+    return (
+        f"a replica took {measured:.0f} s from its creation to Ready, and is taken away after {cooldown_seconds:.0f} s of quiet: "
+        f"what wakes one up may find it gone\n  fix:     set autoscaling.cold_start_seconds to {math.ceil(measured)}"
+    )
 
 
 def taken_over(

@@ -234,8 +234,6 @@ class Stack(Model):
             )
         if self.autoscaling.policy == "simulator" and not self.simulated:
             raise ValueError("autoscaling.policy simulator is for a fleet of simulators: choose queue-and-slots")
-        if self.autoscaling.policy == "simulator" and self.target == "local":
-            raise ValueError("autoscaling.policy simulator reads recording rules, which the embedded cluster has not")
 
 
 class Criteria(Model):

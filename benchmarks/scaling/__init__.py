@@ -3,9 +3,10 @@
 from ._ground import Ground, Sample, Watcher
 from ._load import Answer, Outcome, ask_at_once, send
 from ._report import page, picture, table
-from ._scenarios import POLICIES, SCENARIOS, Report, compare, oracle
+from ._scenarios import EXTRA, POLICIES, SCENARIOS, Report, compare, oracle
 
 __all__ = [
+    "EXTRA",
     "POLICIES",
     "SCENARIOS",
     "Answer",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import yaml
 
@@ -57,7 +57,7 @@ class Ground:
         simulated: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
     ) -> None:
-        self.name, self.prometheus_url, self._state_dir = name, prometheus_url, state_dir
+        self.name, self.prometheus_url, self.state_dir = name, prometheus_url, state_dir
         self._environment, self._slots = dict(environment), slots
         self._settings, self._nodes = dict(settings or {}), nodes
         self._simulated = {**SIMULATED, **(simulated or {})}
@@ -99,7 +99,28 @@ class Ground:
         self.objects = [
             self._object(one, kind, version) for kind, version in kinds.items() for one in found.get(kind, [])
         ]
+        self._groups = [group for one in found.get("PrometheusRule", []) for group in one["spec"]["groups"]]
         self.apply(*[one for one in self.objects if one["kind"] != "ScaledObject"])
+        if self.entrance != "engine":
+            self.until(lambda: self.ready(self.entrance), f"the {self.entrance}", 60)
+
+    def record(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """The stack's recordings, each as `change` edits it, in the cluster's Prometheus, every second."""
+        if self.state_dir is None:
+            raise RuntimeError("this ground does not know its cluster's files")
+        group = next(one for one in self._groups if any("record" in rule for rule in one["rules"]))
+        for rule in group["rules"]:
+            change(rule)
+        folder = self.state_dir / "prometheus" / "rules"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{self.name}.yaml").write_text(yaml.safe_dump({"groups": [{**group, "interval": "1s"}]}))
+        urlopen(Request(f"{self.prometheus_url}/-/reload", method="POST"), timeout=10).close()
+
+    @property
+    def node_address(self) -> str:
+        """Of every node."""
+        found = self.get("nodes", self.nodes[0]["metadata"]["name"])["status"]["addresses"]
+        return str(next(one["address"] for one in found if one["type"] == "InternalIP"))
 
     def autoscale(self, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         """The stack's ScaledObject; `change` may edit it before."""
@@ -120,7 +141,7 @@ class Ground:
 
     def remove(self) -> None:
         """Namespace and nodes; waits until its pods are gone."""
-        self.kubectl("delete", "scaledobject", "--all", "--wait=false", check=False)
+        self.kubectl("delete", "scaledobject,hpa", "--all", "--wait=false", check=False)
         self.kubectl("scale", "deploy", "--all", "--replicas=0", check=False)
         self.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=60s", check=False)
         self.kubectl("delete", "namespace", self.name, "--wait=false", check=False)
@@ -185,9 +206,9 @@ class Ground:
         return time.monotonic() - began
 
     def _process(self, component: str) -> int:
-        if self._state_dir is None:
+        if self.state_dir is None:
             raise RuntimeError("this ground does not know its cluster's processes")
-        return int(json.loads((self._state_dir / "state.json").read_text())["components"][component]["pid"])
+        return int(json.loads((self.state_dir / "state.json").read_text())["components"][component]["pid"])
 
     @contextmanager
     def paused(self, component: str) -> Iterator[None]:
@@ -203,9 +224,9 @@ class Ground:
         """End that process of the control plane; the cluster's supervisor starts it anew."""
         os.kill(self._process(component), signal.SIGKILL)
 
-    def ready(self) -> int:
-        """Replicas of the engine that are Ready."""
-        return int(self.get("deploy", "engine").get("status", {}).get("readyReplicas") or 0)
+    def ready(self, name: str = "engine") -> int:
+        """Replicas of it that are Ready."""
+        return int(self.get("deploy", name).get("status", {}).get("readyReplicas") or 0)
 
     def wanted(self) -> int:
         """Replicas of the engine that are asked for."""

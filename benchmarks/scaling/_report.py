@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ._scenarios import PROMISE_SECONDS, Report
 
-_WIDE, _HIGH = 720, 160
-_COLOURS = {"wanted": "#3b6ea5", "ready": "#3a8f5c", "waiting": "#c0563b"}
+# Of a picture, in pixels: the plot's left edge, its width, and one panel's height with the room above it.
+_LEFT, _WIDE, _PANEL, _GAP, _BELOW = 52, 700, 96, 34, 26
+_TICKS = (1, 2, 5)
+_WANTED, _READY, _ORACLE, _QUEUE, _ASKED, _LOST = "#3b6ea5", "#3a8f5c", "#8a8a8a", "#c0563b", "#6b5b95", "#d00000"
+Points = Sequence[tuple[float, float]]
 
 
 def _seconds(value: float) -> str:
@@ -33,29 +37,112 @@ def table(reports: Sequence[Report], first: str = "scenario") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _step(most: float, marks: int) -> float:
+    """A round distance between marks, so that there are about so many."""
+    rough = max(most, 1e-9) / marks
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(one * power for one in (*_TICKS, 10) if one * power >= rough)
+
+
+def _steps(points: Points) -> Points:
+    """A number that holds until it changes, as corners."""
+    corners = [points[0]] if points else []
+    for (_, before), (at, after) in itertools.pairwise(points):
+        corners += [(at, before), (at, after)]
+    return corners
+
+
+class _Panel:
+    """One plot over the common time. `top`: its upper edge in pixels."""
+
+    def __init__(self, title: str, top: float, end: float, values: Iterable[float]) -> None:
+        self._top, self._end = top, end
+        step = _step(max([1.0, *values]), 3)
+        self._most = step * max(1, math.ceil(max([1.0, *values]) / step))
+        self.parts = [f'<text class="t" x="{_LEFT}" y="{top - 8:.0f}">{html.escape(title)}</text>']
+        for number in range(round(self._most / step) + 1):
+            y = self.y(number * step)
+            self.parts.append(f'<line class="g" x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            self.parts.append(f'<text class="n" x="{_LEFT - 6}" y="{y + 4:.1f}">{number * step:g}</text>')
+
+    def x(self, at: float) -> float:
+        return _LEFT + at / self._end * _WIDE
+
+    def y(self, value: float) -> float:
+        return self._top + _PANEL * (1 - value / self._most)
+
+    def line(self, points: Points, colour: str, name: str, *, dashed: bool = False) -> None:
+        """With its name, which a pointer over it shows."""
+        if not points:
+            return
+        shape = " ".join(f"{self.x(at):.1f},{self.y(value):.1f}" for at, value in points)
+        dash = ' stroke-dasharray="5 3"' if dashed else ""
+        self.parts.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{shape}"><title>{name}</title></polyline>'
+        )
+
+    def dot(self, at: float, value: float, colour: str) -> None:
+        self.parts.append(f'<circle cx="{self.x(at):.1f}" cy="{self.y(value):.1f}" r="1.6" fill="{colour}"/>')
+
+
 def picture(report: Report) -> str:
-    """Replicas asked for and Ready, and the queue, over time; below them each answer by its latency, lost ones in red."""
-    samples = report.samples
+    """Requests, replicas beside the oracle's, the queue, and each answer by its latency, one below the other over one time."""
+    samples, answers = report.samples, report.outcome.answers
     if not samples:
         return ""
-    end = max(1.0, samples[-1].at, max((one.done for one in report.outcome.answers), default=0.0))
-    most = max(1, *(one.wanted for one in samples))
-    queue = max(1.0, *(one.waiting for one in samples))
-    parts = []
-    for name, top in (("wanted", float(most)), ("ready", float(most)), ("waiting", queue)):
-        points = " ".join(
-            f"{one.at / end * _WIDE:.1f},{_HIGH - getattr(one, name) / top * (_HIGH - 10):.1f}" for one in samples
-        )
-        parts.append(f'<polyline fill="none" stroke="{_COLOURS[name]}" stroke-width="2" points="{points}"/>')
-    slow = max(PROMISE_SECONDS, *(one.latency for one in report.outcome.answers), 0.1)
-    limit = 2 * _HIGH - PROMISE_SECONDS / slow * (_HIGH - 20)
-    parts.append(f'<line x1="0" x2="{_WIDE}" y1="{limit:.1f}" y2="{limit:.1f}" stroke="#999" stroke-dasharray="4"/>')
-    for one in report.outcome.answers:
-        x, y = one.due / end * _WIDE, 2 * _HIGH - one.latency / slow * (_HIGH - 20)
-        colour = "#555" if one.ok else "#d00"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5" fill="{colour}"/>')
-    size = f'viewBox="0 0 {_WIDE} {2 * _HIGH}" width="{_WIDE}" height="{2 * _HIGH}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{"".join(parts)}</svg>'
+    begin = _begin(report)
+    end = max([1.0, samples[-1].at, *(one.done + begin for one in answers)])
+    arrived = [0.0] * (math.ceil(end) + 1)
+    for one in answers:
+        arrived[int(one.due + begin)] += 1
+    oracle = [(begin + index / 2, float(number)) for index, number in enumerate(report.oracle)]
+    top = float(_GAP)
+    panels = []
+    for title, values in (
+        ("requests per second", arrived),
+        ("replicas: asked for, Ready, and the oracle's", [*(one.wanted for one in samples), *report.oracle]),
+        ("requests that wait", [one.waiting for one in samples]),
+        (
+            f"seconds to the last token, promised {PROMISE_SECONDS:g}",
+            [*(one.latency for one in answers), PROMISE_SECONDS],
+        ),
+    ):
+        panels.append(_Panel(title, top, end, values))
+        top += _PANEL + _GAP
+    requests, replicas, queue, latency = panels
+    requests.line(_steps([(float(at), value) for at, value in enumerate(arrived)][: int(end) + 1]), _ASKED, "requests")
+    replicas.line(_steps(oracle), _ORACLE, "oracle", dashed=True)
+    replicas.line(_steps([(one.at, float(one.wanted)) for one in samples]), _WANTED, "asked for")
+    replicas.line(_steps([(one.at, float(one.ready)) for one in samples]), _READY, "Ready")
+    queue.line([(one.at, one.waiting) for one in samples], _QUEUE, "waiting")
+    latency.line([(0.0, PROMISE_SECONDS), (end, PROMISE_SECONDS)], _ORACLE, "promised", dashed=True)
+    for one in answers:
+        latency.dot(one.due + begin, one.latency, _ASKED if one.ok else _LOST)
+    high = top - _GAP + _BELOW
+    step = _step(end, 8)
+    ticks = [
+        f'<text class="s" x="{latency.x(number * step):.1f}" y="{high - 8:.0f}">{number * step:g} s</text>'
+        for number in range(int(end / step) + 1)
+    ]
+    size = f'viewBox="0 0 {_LEFT + _WIDE + 8} {high:.0f}" width="{_LEFT + _WIDE + 8}" height="{high:.0f}"'
+    drawn = "".join(part for panel in panels for part in panel.parts) + "".join(ticks)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{html.escape(report.name)}">{drawn}</svg>'
+
+
+def _begin(report: Report) -> float:
+    """When the load began, in the watcher's time: the first request is seen by the next scrape and look at the latest."""
+    due = min((one.due for one in report.outcome.answers), default=0.0)
+    seen = next((one.at for one in report.samples if one.running + one.waiting > 0), due)
+    return max(0.0, seen - due - 1.0)
+
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:800px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
+h2{margin:2.2em 0 .3em} svg{max-width:100%;height:auto} p,ul{margin:.3em 0}
+.t{font:600 12px system-ui,sans-serif;fill:currentColor} .n,.s{font:11px system-ui,sans-serif;fill:#666}
+.n{text-anchor:end} .s{text-anchor:middle} .g{stroke:#bbb;stroke-opacity:.45} b{white-space:nowrap}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c} .n,.s{fill:#aaa}}
+"""
 
 
 def page(reports: Sequence[Report]) -> str:
@@ -69,11 +156,20 @@ def page(reports: Sequence[Report]) -> str:
             f"<h2>{html.escape(one.name)}</h2><p>{one.requests} requests, {one.lost} lost, p95 {_seconds(one.p95)} s; "
             f"{one.replica_seconds:.0f} replica-seconds, {one.oracle_seconds:.0f} by the oracle</p>{picture(one)}<ul>{rows}</ul>"
         )
-    words = " ".join(f'<b style="color:{colour}">{name}</b>' for name, colour in _COLOURS.items())
+    words = ", ".join(
+        f'<b style="color:{colour}">{name}</b>'
+        for name, colour in (
+            ("asked for", _WANTED),
+            ("Ready", _READY),
+            ("the oracle's", _ORACLE),
+            ("waiting", _QUEUE),
+            ("requests and answers", _ASKED),
+            ("lost", _LOST),
+        )
+    )
     return (
-        '<!doctype html><meta charset="utf-8"><title>Autoscaling</title>'
-        "<style>body{font:15px/1.5 system-ui;max-width:760px;margin:2em auto;padding:0 1em}"
-        "svg{max-width:100%;height:auto}</style>"
-        f"<h1>Autoscaling under load</h1><p>{words}; below: answers by latency, the dashed line is the promise.</p>"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Autoscaling under load</title><style>{_STYLE}</style>"
+        f"<h1>Autoscaling under load</h1><p>{words}. The oracle knows the load and starts replicas 3 s before they are needed</p>"
         + "".join(body)
     )

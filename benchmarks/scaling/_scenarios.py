@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -13,6 +16,7 @@ from typing import Any
 
 from ._ground import Ground, Sample, Watcher
 from ._load import Outcome, ask_at_once, send
+from ._metrics import default_hpa, served
 
 # One replica: 4 slots, 200 ms to the first of 16 tokens and 50 ms to each other: 4 requests/s. The promise is three times
 # the answer of an idle replica.
@@ -40,17 +44,24 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     outcome: Outcome = field(default_factory=lambda: Outcome(answers=()))
+    stages: Stages = ()
+    oracle: Sequence[int] = ()
 
 
 def oracle(stages: Stages, *, most: int, least: int = 1, ahead: float = 3.0) -> float:
     """Replica-seconds of whoever knows the load: each moment the fewest that carry it, started a cold start before."""
+    return sum(oracle_replicas(stages, most=most, least=least, ahead=ahead)) / 2
+
+
+def oracle_replicas(stages: Stages, *, most: int, least: int = 1, ahead: float = 3.0) -> list[int]:
+    """Of every half second."""
     rates: list[float] = []
     for seconds, start, end in stages:
         steps = max(1, round(seconds * 2))
         rates += [start + (end - start) * (index + 0.5) / steps for index in range(steps)]
     needed = [min(most, max(least, math.ceil(rate * SERVICE_SECONDS / SLOTS))) for rate in rates]
     reach = round(ahead * 2)
-    return sum(max(needed[index : index + reach + 1]) for index in range(len(needed))) / 2
+    return [max(needed[index : index + reach + 1]) for index in range(len(needed))]
 
 
 def measure(
@@ -61,6 +72,7 @@ def measure(
     most: int,
     during: Callable[[float], Mapping[str, Any]] | None = None,
     step: float | None = None,
+    least: int = 1,
 ) -> Report:
     """The load, and `during(began)` beside it; `step`: second at which the load rises, from which recovery counts."""
     outcome: list[Outcome] = []
@@ -98,16 +110,18 @@ def measure(
         ready=watcher.first(lambda one: one.ready >= most) - queued,
         reversals=watcher.reversals(),
         replica_seconds=watcher.replica_seconds(),
-        oracle_seconds=oracle(stages, most=most),
+        oracle_seconds=oracle(stages, most=most, least=least),
+        stages=stages,
+        oracle=oracle_replicas(stages, most=most, least=least),
         facts=facts,
         samples=tuple(watcher.samples),
         outcome=done,
     )
 
 
-def _up(ground: Ground) -> Ground:
+def _up(ground: Ground, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Ground:
     ground.deploy()
-    ground.autoscale()
+    ground.autoscale(change)
     path = ("scaledobject", "engine")
 
     def taken() -> bool:
@@ -121,7 +135,7 @@ def _up(ground: Ground) -> Ground:
 PROXY = {"kind": "proxy", "replicas": 1}
 # More than any queue: as if it had no limit.
 UNLIMITED = {**PROXY, "headroom": 1000}
-_STEP: Stages = [(4, 1, 1), (30, 24, 24), (6, 1, 1)]
+_STEP: Stages = [(4, 1, 1), (22, 24, 24), (4, 1, 1)]
 
 
 def step(make: Make) -> Report:
@@ -143,24 +157,26 @@ def step_service(make: Make) -> Report:
 
 def ramp(make: Make) -> Report:
     """The load grows evenly."""
-    return measure("ramp", _up(make("ramp", most=8)), [(5, 1, 1), (30, 1, 20), (10, 20, 20)], most=8)
+    return measure("ramp", _up(make("ramp", gateway=PROXY, most=8)), [(4, 1, 1), (26, 1, 20), (8, 20, 20)], most=8)
 
 
 def burst(make: Make) -> Report:
     """Much for a short time: over before new replicas are there."""
-    return measure("burst", _up(make("burst", most=6)), [(4, 2, 2), (3, 25, 25), (25, 2, 2)], most=6, step=4.0)
+    return measure(
+        "burst", _up(make("burst", gateway=PROXY, most=6)), [(4, 2, 2), (3, 25, 25), (25, 2, 2)], most=6, step=4.0
+    )
 
 
 def flapping(make: Make) -> Report:
     """A load that changes faster than the cooldown."""
-    stages = [(4.0, 12.0, 12.0), (4.0, 1.0, 1.0)] * 5
-    made = measure("flapping", _up(make("flap", most=6, cooldown=15)), stages, most=6)
+    stages = [(4.0, 12.0, 12.0), (4.0, 1.0, 1.0)] * 4
+    made = measure("flapping", _up(make("flap", gateway=PROXY, most=6, cooldown=15)), stages, most=6)
     return _with(made, cooldowns=math.ceil(sum(one[0] for one in stages) / 15))
 
 
 def down(make: Make) -> Report:
     """10 -> 1 while streams run: each replica that is taken away finishes what it has."""
-    ground = _up(make("down", most=10, simulated={"TOLLGATE_SIM_ITL": "200ms"}))
+    ground = _up(make("down", gateway=PROXY, most=10, simulated={"TOLLGATE_SIM_ITL": "200ms"}))
     return measure("10→1", ground, [(12, 9, 9), (25, 1, 1)], most=10)
 
 
@@ -195,7 +211,7 @@ def zero(make: Make) -> Report:
 
 def metric_loss(make: Make) -> Report:
     """Prometheus is away: KEDA holds what there is, and the service goes on."""
-    ground = _up(make("loss", most=6))
+    ground = _up(make("loss", gateway=PROXY, most=6))
 
     def during(began: float) -> Mapping[str, Any]:
         _until(began + 14)
@@ -210,24 +226,46 @@ def metric_loss(make: Make) -> Report:
     return measure("metric loss", ground, [(12, 12, 12), (28, 1, 1)], most=6, during=during)
 
 
+# Of its 30 s of notice GKE's kubelet gives pods that are not the system's 15: SIGTERM, and SIGKILL after them.
+_SPOT_GRACE_SECONDS = 15
+
+
 def spot(make: Make) -> Report:
-    """A spot node is taken away in the middle of streams: its node is drained as GKE does it, within its 30 s of notice."""
-    ground = _up(make("spot", most=4))
+    """A spot node is taken away in the middle of streams, as GKE does it: a taint, SIGTERM with its grace, and no node."""
+    ground = _up(make("spot", gateway=PROXY, most=4, simulated={"TOLLGATE_SIM_ITL": "100ms"}))
 
     def during(began: float) -> Mapping[str, Any]:
-        _until(began + 12)
+        _until(began + 14)
         (pod, *_) = ground.get("pods", "-l", "app.kubernetes.io/instance=engine")["items"]
-        node = pod["spec"]["nodeName"]
-        ground.kubectl("cordon", node)
-        ground.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=25", "--wait=false")
-        return {"taken": node}
+        name, node, address = pod["metadata"]["name"], pod["spec"]["nodeName"], pod["status"]["podIP"]
+        running = f'sum(vllm:num_requests_running{{namespace="{ground.name}",pod="{name}"}})'
+        streams = ground.number(running)
+        ground.kubectl("taint", "node", node, "cloud.google.com/impending-node-termination=:NoSchedule")
+        ground.kubectl("delete", "pod", name, f"--grace-period={_SPOT_GRACE_SECONDS}", "--wait=false")
+        noticed = time.monotonic()
+        _until(noticed + _SPOT_GRACE_SECONDS)
+        # The machine is gone: its processes with it, whatever they still do.
+        ground.kubectl("delete", "node", node, "--wait=false")
+        gone = ground.until(lambda: not _answers_at(address), "the node's pod is gone", 30)
+        return {
+            "streams on it at the notice": f"{streams:.0f}",
+            "node gone after": f"{_SPOT_GRACE_SECONDS + gone:.0f} s",
+        }
 
-    return measure("spot node taken", ground, [(30, 8, 8)], most=4, during=during)
+    return measure("spot node taken", ground, [(36, 5, 5)], most=4, during=during)
+
+
+def _answers_at(address: str) -> bool:
+    try:
+        with socket.create_connection((address, 8000), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def rollout(make: Make) -> Report:
     """A new release of the chart while requests come."""
-    ground = _up(make("rollout", most=4))
+    ground = _up(make("rollout", gateway=PROXY, most=4))
 
     def during(began: float) -> Mapping[str, Any]:
         _until(began + 12)
@@ -240,7 +278,7 @@ def rollout(make: Make) -> Report:
 
 def nodes_short(make: Make) -> Report:
     """The maximum is reached and nodes are short: pods are Pending, then nodes come."""
-    ground = _up(make("nodes", most=5, nodes=2))
+    ground = _up(make("nodes", gateway=PROXY, most=5, nodes=2))
 
     def during(began: float) -> Mapping[str, Any]:
         ground.until(lambda: len(_pending(ground)) > 0, "a Pending pod", 40)
@@ -260,7 +298,7 @@ def _pending(ground: Ground) -> list[str]:
 
 def keda_down(make: Make) -> Report:
     """KEDA and the API server are restarted under load: the number stays, requests go on, and then it is scaled again."""
-    ground = _up(make("keda", most=5))
+    ground = _up(make("keda", gateway=PROXY, most=5))
 
     def during(began: float) -> Mapping[str, Any]:
         _until(began + 3)
@@ -291,6 +329,53 @@ def _with(report: Report, **facts: Any) -> Report:
     return dataclasses.replace(report, facts={**report.facts, **facts})
 
 
+# A fleet that answers at once is sized by its CPU and by what it adds to an answer. Its policy waits for minutes: here for
+# seconds, 60 times as short, and a replica has 15 thousandths of a CPU for its own, or two cores could not fill eight.
+_SHORTER = 60
+_FLEET_CPUS = 0.015
+
+
+def fleet(make: Make) -> Report:
+    """The policy `simulator`: up by half at CPU > 75 % for 5 min or p99 > 15 ms for 2, down at CPU < 40 % for 10; min 3."""
+    most = 8
+    quick = {"TOLLGATE_SIM_TTFT": "1ms", "TOLLGATE_SIM_ITL": "0ms"}
+    ground = make("fleet", most=most, least=3, policy="simulator", gateway=PROXY, simulated=quick)
+    ground.deploy()
+    ground.record(_shorten)
+    ground.autoscale(lambda one: [_shorten(trigger["metadata"], "query") for trigger in one["spec"]["triggers"]])
+    where = f'{{namespace="{ground.name}"}}'
+    seen: list[tuple[float, float]] = []
+
+    def during(began: float) -> Mapping[str, Any]:
+        while time.monotonic() < began + sum(one[0] for one in _FLEET):
+            cpu, added = (ground.number(f"{name}{where}") for name in _FLEET_READS)
+            # Without a request in the window there is no percentile.
+            seen.append((cpu, 0.0 if math.isnan(added) else added))
+            time.sleep(1)
+        cpus = [one[0] for one in seen]
+        return {
+            "CPU": f"{min(cpus):.0%} to {max(cpus):.0%}",
+            "most p99": f"{max(one[1] for one in seen) * 1000:.0f} ms",
+            "windows": f"{_SHORTER} times as short, {_FLEET_CPUS:g} CPU per replica",
+        }
+
+    report = measure("fleet of simulators", ground, _FLEET, most=most, least=3, during=during)
+    numbers = [number for number, _ in itertools.groupby(one.wanted for one in report.samples)]
+    return _with(report, replicas=" → ".join(map(str, numbers)))
+
+
+_FLEET: Stages = [(5, 2, 2), (20, 60, 60), (45, 2, 2)]
+_FLEET_READS = ("tollgate:cpu_utilisation:ratio", "tollgate:added_latency_seconds:p99")
+
+
+def _shorten(rule: dict[str, Any], key: str = "expr") -> None:
+    """Every range of minutes in a query as seconds, at least four scrapes, or there is no rate; and the CPU of a replica."""
+    text = re.sub(r"\[(\d+)m\]", lambda found: f"[{max(4, round(int(found[1]) * 60 / _SHORTER))}s]", rule[key])
+    if rule.get("record") == _FLEET_READS[0]:
+        text = re.sub(r"/ [0-9.]+$", f"/ {_FLEET_CPUS:g}", text)
+    rule[key] = text
+
+
 SCENARIOS: dict[str, Callable[[Make], Report]] = {
     "step": step,
     "step-fewest": step_fewest,
@@ -305,13 +390,37 @@ SCENARIOS: dict[str, Callable[[Make], Report]] = {
     "rollout": rollout,
     "nodes-short": nodes_short,
     "keda-down": keda_down,
+    "fleet": fleet,
 }
-# A day in 90 seconds: quiet, a rise, a peak with a burst on it, and back.
-DAY: Stages = [(8, 1, 1), (16, 1, 14), (12, 14, 14), (4, 22, 22), (12, 14, 6), (14, 6, 1), (16, 1, 1)]
-POLICIES = ("queue-and-slots", "queue", "cpu")
+# What is run only by its name.
+EXTRA = ("step-service",)
+# A day in a minute: quiet, a rise, a peak with a burst on it, and back.
+DAY: Stages = [(5, 1, 1), (11, 1, 14), (9, 14, 14), (4, 22, 22), (8, 14, 6), (9, 6, 1), (10, 1, 1)]
+POLICIES = ("queue-and-slots", "queue", "hpa")
 
 
 def compare(make: Make, policy: str, stages: Stages = DAY) -> Report:
     """One policy on the day that all are compared on."""
-    ground = _up(make(f"policy-{policy}", most=8, policy=policy))
+    if policy == "hpa":
+        ground = make("policy-hpa", most=8, gateway=PROXY)
+        ground.deploy()
+        with served(ground, ground.node_address):
+            ground.apply(default_hpa(ground, 8))
+            ground.until(lambda: _measured(ground), "the HPA reads CPU", 60)
+            report = measure("default HPA, 80 % of the requested CPU", ground, stages, most=8)
+            status = ground.get("hpa", "engine").get("status") or {}
+        return _with(report, **{"CPU it read at the end": f"{_cpu_of(status)} % of the request"})
+    ground = _up(make(f"policy-{policy}", most=8, policy=policy, gateway=PROXY))
     return measure(policy, ground, stages, most=8)
+
+
+def _cpu_of(status: Mapping[str, Any]) -> int | None:
+    for one in status.get("currentMetrics") or ():
+        found = ((one.get("resource") or {}).get("current") or {}).get("averageUtilization")
+        if found is not None:
+            return int(found)
+    return None
+
+
+def _measured(ground: Ground) -> bool:
+    return _cpu_of(ground.get("hpa", "engine").get("status") or {}) is not None

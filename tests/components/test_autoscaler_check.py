@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 import stacks
-from components.autoscaler_check import Live, WrongQuery, judge, others, refuse_others, taken_over, verify
+from components.autoscaler_check import (
+    Live,
+    WrongQuery,
+    judge,
+    measured_cold_start,
+    others,
+    refuse_others,
+    taken_over,
+    too_soon,
+    verify,
+)
 from components.autoscaler_policy import Trigger
 
 WAITING = Trigger(
@@ -117,6 +127,42 @@ def test_what_keda_says_of_the_object_is_what_the_deployment_says() -> None:
     with pytest.raises(stacks.TollgateError, match="is its operator up"):
         taken_over(lambda _: {}, "ns", "engine", seconds=0)
     taken_over(lambda _: {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}, "ns", "engine", seconds=0)
+
+
+def started(seconds: int, *, ready: str = "True", restarts: int = 0) -> dict[str, Any]:
+    return {
+        "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"},
+        "status": {
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": ready,
+                    "lastTransitionTime": f"2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}Z",
+                }
+            ],
+            "containerStatuses": [{"restartCount": restarts}],
+        },
+    }
+
+
+def test_the_cold_start_is_that_of_the_quickest_replica_that_started_once() -> None:
+    asked: list[str] = []
+
+    def get(path: str) -> dict[str, Any]:
+        asked.append(path)
+        return {"items": [started(95), started(140), started(3, restarts=1), started(5, ready="False")]}
+
+    assert measured_cold_start(get, "ns", "engine") == 95.0
+    assert asked == ["/api/v1/namespaces/ns/pods?labelSelector=app.kubernetes.io%2Finstance%3Dengine"]
+    assert measured_cold_start(lambda _: {}, "ns", "engine") is None
+
+
+def test_a_cooldown_below_the_measured_cold_start_is_said_with_the_line_to_write() -> None:
+    said = too_soon(60, 94.2)
+    assert "took 94 s from its creation to Ready, and is taken away after 60 s of quiet" in said
+    assert "set autoscaling.cold_start_seconds to 95" in said
+    assert too_soon(300, 94.2) == ""
+    assert too_soon(300, None) == ""
 
 
 def test_a_prometheus_that_is_away_is_said_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
