@@ -25,7 +25,7 @@ import stacks
 from bench.results import Result, Run
 
 from ._judge import SHARES, Criterion, Outcome, bounds_of, failing_confidence, passing_confidence, samples_of
-from ._statistics import RESOLUTION, logs, mean_and_spread, mean_error, quantile
+from ._statistics import RESOLUTION, grown, logs, mean_and_spread, mean_error, quantile
 
 FEWEST_SESSIONS = 3
 _POWER = 0.8
@@ -61,13 +61,13 @@ class Noise:
             return math.inf
         measured = self._reach(2 * self.variance(runs), self.sessions - 1, confidence)
         spread = self._reach(2 * self.within**2 / runs, 2 * (runs - 1), confidence)
-        return math.expm1(max(measured, spread))
+        return grown(max(measured, spread))
 
     def runs_for(self, threshold: float, confidence: float) -> int | None:
         """The fewest runs that resolve that worsening once the calibration has as many; None where no number does."""
         for runs in range(2, _MOST_RUNS + 1):
             apart = self._reach(2 * (self.between**2 + self.within**2 / runs), self.sessions - 1, confidence)
-            if math.expm1(apart) <= threshold:
+            if grown(apart) <= threshold:
                 return runs
         return None
 
@@ -261,9 +261,9 @@ def compared_factors(
 
     # Of what is at least promised, less is worse: a loss of 10 % is a ratio of 0.9.
     return Comparison(
-        estimate=sign * math.expm1(centre),
-        keeps=sign * math.expm1(centre + sign * reach(passing)),
-        breaks=sign * math.expm1(centre - sign * reach(failing)),
+        estimate=sign * grown(centre),
+        keeps=sign * grown(centre + sign * reach(passing)),
+        breaks=sign * grown(centre - sign * reach(failing)),
     )
 
 

@@ -22,6 +22,9 @@ from itertools import pairwise
 
 # The histograms that percentiles come from are exact to 1 %: runs that agree better than that agree by rounding.
 RESOLUTION = 0.005
+# Nearly the largest number there is. Runs that have nothing to do with each other are bounded by nothing; evidence may not hold
+# infinity.
+_MOST_LOG = 700.0
 # Lag-1 correlation of neighbouring runs from which blocks are used. Of independent runs about one set in ten shows more.
 _CORRELATED = 0.3
 _FEWEST_FOR_BLOCKS = 6
@@ -39,7 +42,12 @@ class Bounds:
 def factor_bounds(samples: Sequence[float], confidence: float) -> Bounds:
     """Bounds of a positive quantity, one sample per run. Needs two samples or more, all above 0; else ValueError."""
     centre, half = interval(logs(samples), confidence, floor=RESOLUTION)
-    return Bounds(mean=math.exp(centre), lower=math.exp(centre - half), upper=math.exp(centre + half))
+    return Bounds(mean=math.exp(centre), lower=math.exp(centre - half), upper=math.exp(min(centre + half, _MOST_LOG)))
+
+
+def grown(log: float) -> float:
+    """By which share something grew that is so much more on the logarithm."""
+    return math.expm1(min(log, _MOST_LOG))
 
 
 def count_bounds(hits: int, total: int, confidence: float) -> Bounds:

@@ -22,6 +22,8 @@ from ._model import Outcome, Strike
 from ._objects import Objects
 
 _JOINED, _JOINED_BYTES = (64, 4096), 16 << 20
+# An answer is at most 64 MiB (`_wire`), an id 512 characters.
+_MOST_LINE_BYTES, _MOST_BODY_BYTES = 1 << 20, 64 << 20
 
 
 def pack(outcomes: Sequence[Outcome], strikes: Sequence[Strike], *, owner: str, reopened: bool = False) -> bytes:
@@ -39,7 +41,8 @@ def unpack(data: bytes, name: str) -> Iterator[bool | Outcome | Strike]:
     """Outcomes and strikes in their order; True where the failures before were forgotten. Raises TollgateError."""
     try:
         with gzip.open(io.BytesIO(data)) as file:
-            for line in iter(file.readline, b""):
+            # What is packed small may unpack without end.
+            for line in iter(lambda: file.readline(_MOST_LINE_BYTES), b""):
                 found: Any = orjson.loads(line)
                 if isinstance(found, dict):
                     if found["reopened"]:
@@ -48,9 +51,11 @@ def unpack(data: bytes, name: str) -> Iterator[bool | Outcome | Strike]:
                     yield Strike(*found)
                 else:
                     *values, size = found
+                    if not 0 <= size <= _MOST_BODY_BYTES:
+                        raise ValueError(f"an answer of {size} bytes")
                     yield Outcome._make([*values[:3], file.read(size), *values[3:]])
                     file.read(1)
-    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, zlib.error) as error:
         raise stacks.TollgateError(f"{name}: is damaged ({error})") from None
 
 

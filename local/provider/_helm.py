@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import gzip
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +30,8 @@ from ._errors import ApiError, Cancelled, ProviderError
 from ._session import Session
 from ._values import Asset
 
+# Kubernetes takes Secrets of at most 1 MiB; what is in one is many times as large, but not without end.
+_MOST_BYTES = 64 << 20
 _STOP_SECONDS = 20.0  # Helm rolls an atomic release back when it is asked to stop
 
 
@@ -63,7 +65,13 @@ def revisions(client: Client, namespace: str, name: str, mark_label: str) -> lis
     result = []
     for item in found.get("items") or []:
         labels = item["metadata"].get("labels") or {}
-        document = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(item["data"]["release"]))))
+        try:
+            document = _opened(item["data"]["release"])
+        except (ValueError, TypeError, LookupError, RecursionError, zlib.error) as error:
+            secret = str((item.get("metadata") or {}).get("name"))
+            raise ProviderError(
+                f"Secret {namespace}/{secret} is labelled a Helm release and cannot be read as one ({error}); delete it if it is none"
+            ) from None
         result.append(
             Revision(
                 number=int(labels.get("version") or document.get("version") or 0),
@@ -73,6 +81,18 @@ def revisions(client: Client, namespace: str, name: str, mark_label: str) -> lis
             )
         )
     return sorted(result, key=lambda revision: revision.number)
+
+
+def _opened(packed: str) -> dict[str, Any]:
+    """What Helm stores. Raises ValueError and zlib.error for anything else, also for a little that becomes all of the memory."""
+    opened = zlib.decompressobj(wbits=31)
+    text = opened.decompress(base64.b64decode(base64.b64decode(packed)), _MOST_BYTES)
+    if not opened.eof:
+        raise ValueError(f"cut short, or more than {_MOST_BYTES} bytes")
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError("no object")
+    return document
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,12 @@ import planner
 import preview
 import stacks
 from bench import load, report, results
-from bench.batch import _judge
+from bench.batch import _judge, _segments
 from bench.job import _together
 from bench.load import _observe, _replay
 from components import benchmark
+from local.provider import _helm
+from local.provider._errors import ProviderError
 from tests.attack.fuzz import GROUPS, Target
 from tests.gate.conftest import World, make_result, make_world
 
@@ -266,6 +270,56 @@ def test_a_signed_statement_that_is_none_closes_the_gate(world: World, key: str,
 
     with pytest.raises(gate.EvidenceBroken, match="not a statement of this program"):
         gate.Store(Memory(), keys).entries()
+
+
+def test_runs_that_have_nothing_to_do_with_each_other_are_judged(world: World) -> None:
+    """One in 10^-300 of the other: bounds that no number holds."""
+    from gate import _statistics
+
+    found = _statistics.factor_bounds([1e-300, 1e300], 0.999)
+    assert 0 <= found.lower < found.mean < found.upper < float("inf")
+    assert _statistics.grown(1e9) < float("inf")
+
+
+# --- what is packed
+
+
+def test_a_small_segment_of_a_batch_does_not_become_all_of_the_memory() -> None:
+    for text in (
+        b"[" * 5_000_000,
+        b'[1, 200, "", 0, 0, 0, 0, 1, "e", -1]\n',
+        b"[1, 200, 1, 0, 0, 0, 0, 1, 2, 99999999999]\n",
+        b"{}\n",
+    ):
+        with pytest.raises(stacks.TollgateError, match="is damaged"):
+            list(_segments.unpack(gzip.compress(text), "s"))
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", DEEP.encode()], ids=lambda text: str(text[:4]))
+def test_a_secret_that_is_no_helm_release_is_named(text: bytes) -> None:
+    secret = {
+        "metadata": {"name": "odd"},
+        "data": {"release": base64.b64encode(base64.b64encode(gzip.compress(text))).decode()},
+    }
+    with pytest.raises(ProviderError, match="Secret ns/odd"):
+        _helm.revisions(Client(secret), "ns", "x", "mark")  # type: ignore[arg-type]
+
+
+def test_a_small_helm_release_does_not_become_all_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_helm, "_MOST_BYTES", 1_000_000)
+    packed = base64.b64encode(base64.b64encode(gzip.compress(b" " * 1_000_001 + b"{}"))).decode()
+    with pytest.raises(ProviderError, match="more than 1000000 bytes"):
+        _helm.revisions(Client({"metadata": {"name": "odd"}, "data": {"release": packed}}), "ns", "x", "mark")  # type: ignore[arg-type]
+
+
+class Client:
+    """An API server with one Secret."""
+
+    def __init__(self, secret: Any) -> None:
+        self.secret = secret
+
+    def request(self, *_: object, **__: object) -> Any:
+        return {"items": [self.secret]}
 
 
 # --- stack files

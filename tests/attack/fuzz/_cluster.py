@@ -12,6 +12,8 @@ from pathlib import Path
 from bench import load
 from bench.job import _together
 from components import benchmark
+from local.provider._errors import ProviderError
+from local.provider._helm import revisions
 from local.runner import _environment, _nodes
 from tests.gate.conftest import make_result
 
@@ -70,10 +72,25 @@ def cluster(folder: Path) -> list[Target]:
         for value in found.values():
             assert _environment.quantity(value) >= 0
 
+    def release(data: bytes) -> None:
+        secret = {
+            "metadata": {"name": "sh.helm.release.v1.x.v1", "labels": {"status": "deployed"}},
+            "data": {"release": data.decode(errors="replace")},
+        }
+
+        class Client:
+            def request(self, *_: object, **__: object) -> object:
+                return {"items": [secret]}
+
+        with contextlib.suppress(ProviderError):
+            revisions(Client(), "ns", "x", "mark")  # type: ignore[arg-type]
+
+    helm = base64.b64encode(base64.b64encode(gzip.compress(b'{"version": 1, "info": {"status": "deployed"}}')))
     packed = base64.b64encode(gzip.compress(text.encode()))
     return [
         Target("pod-log", "lines", [log], logs),
         Target("pod-result", "json", [text.encode()], result),
         Target("config-map", "bytes", [packed], config_map),
+        Target("helm-release", "bytes", [helm], release),
         Target("annotations", "json", [_NODE["metadata"]["annotations"][_nodes.CAPACITY_ANNOTATION].encode()], node),
     ]

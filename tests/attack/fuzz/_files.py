@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import shutil
@@ -18,6 +19,8 @@ import preview
 import stacks
 import values
 from bench import batch, load, report, results
+from bench.batch import _segments
+from bench.batch._model import Outcome, Strike
 from planner import _catalog, _prices, _schema
 from tests.gate.conftest import make_result
 
@@ -165,6 +168,13 @@ def batch_files(folder: Path) -> list[Target]:
 
         return run
 
+    def segment(data: bytes) -> None:
+        # Packed again, so that not only its checksum is wrong.
+        for one in _segments.unpack(gzip.compress(data, 1), "fuzz"):
+            assert one
+
+    outcome = Outcome(1, 200, "", b'{"usage": {}}', 1, 2, 0.0, 1.0, 1, "e")
+    unpacked = gzip.decompress(_segments.pack([outcome, outcome], [Strike(1, 2, 0, "http_500")], owner="o"))
     chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
     request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat}
     lines = [request, {"prompt": "why", "id": "x"}, {"custom_id": "c", "messages": chat["messages"]}]
@@ -180,6 +190,7 @@ def batch_files(folder: Path) -> list[Target]:
         Target("batch-jsonl", "lines", [jsonl], reader("jsonl")),
         Target("batch-csv", "text", [one.encode() for one in csv], reader("csv")),
         Target("batch-parquet", "bytes", seeds, reader("parquet")),
+        Target("batch-segment", "lines", [unpacked], segment),
     ]
 
 
