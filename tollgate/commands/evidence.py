@@ -96,7 +96,7 @@ def verify(stack: _StackOption = None, as_json: Json = False) -> None:
 def diff(one: _Digest, two: _Digest, stack: _StackOption = None, as_json: Json = False) -> None:
     """What two measurements differ in: release, traffic, environment, tools, and each metric's mean over runs."""
     first, second = (_measurement(_find(name, stack)) for name in (one, two))
-    rows = list(_differences(first, second))
+    rows = differences(first, second)
     if as_json:
         machine([{"what": what, "one": a, "two": b} for what, a, b, _ in rows])
         return
@@ -181,7 +181,8 @@ def _measurement(entry: gate.Entry) -> gate.Entry:
     return entry
 
 
-def _differences(one: gate.Entry, two: gate.Entry) -> list[tuple[str, Any, Any, str]]:
+def differences(one: gate.Entry, two: gate.Entry) -> list[tuple[str, Any, Any, str]]:
+    """(what, in one, in two, change) of two measurements; `change` is in words, and empty for what is no metric."""
     rows: list[tuple[str, Any, Any, str]] = []
     plain = [_flat({"digest": entry.release, **_facts(entry)}) for entry in (one, two)]
     for key in sorted({*plain[0], *plain[1]}):

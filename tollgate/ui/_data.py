@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import planner
 import stacks
 import values
 from bench import batch
+from tollgate.commands import evidence
 
 # Of a question's numbers: below, or above, no slider goes.
 _BOUNDS = {
@@ -36,6 +37,7 @@ def answer(root: Path, path: str, query: Query) -> Any:
         "history": _history,
         "plan": _plan,
         "results": _results,
+        "compare": _compare,
         "batches": _batches,
     }
     if path not in known:
@@ -54,27 +56,61 @@ def _stage(root: Path, stage: stacks.Stage) -> dict[str, Any]:
         stack = stacks.load_stack(stage.stack, root)
         digest = values.release_digest(stack.release)
         found |= {"target": stack.target, "release": stack.release.name, "digest": digest[7:19]}
-        found["gate"], found["why"] = _gate(stack, digest, root)
+        found |= _gate(stack, digest, root)
         entry = gate.newest(stack, root, digest)
         found["measured"] = entry.facts["verdict"]["outcome"] if entry else None
-        found["evidence"] = {"digest": entry.digest[7:19], "at": entry.signed_at.isoformat()} if entry else None
+        found["evidence"] = _evidence(entry) if entry else None
     except stacks.TollgateError as error:
         found["error"] = str(error)
     return found
 
 
-def _gate(stack: stacks.Stack, digest: str, root: Path) -> tuple[str, str]:
+def _gate(stack: stacks.Stack, digest: str, root: Path) -> dict[str, Any]:
+    """`admitted`: on what evidence of the stage before, how judged, and how many approvals are in force."""
     try:
         admission = gate.check(stack, release_digest=digest, root=root, now=datetime.now(UTC))
     except gate.GateRefused as error:
-        return "closed", str(error).splitlines()[0]
-    return ("open" if admission.gated else "not gated"), ""
+        return {"gate": "closed", "why": str(error).splitlines()[0], "admitted": None}
+    if admission.verdict is None:
+        return {"gate": "not gated", "why": "", "admitted": None}
+    judged = _judged(admission.verdict.plain()["criteria"])
+    admitted = {"digest": str(admission.evidence)[7:19], "approvals": len(admission.approvals), "criteria": judged}
+    return {"gate": "open", "why": "", "admitted": admitted}
+
+
+def _evidence(entry: gate.Entry) -> dict[str, Any]:
+    verdict = entry.facts["verdict"]
+    return {
+        "digest": entry.digest[7:19], "at": entry.signed_at.isoformat(), "runs": verdict["runs"],
+        "criteria": _judged(verdict["criteria"]),
+    }  # fmt: skip
+
+
+def _judged(criteria: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "metric": stacks.OBJECTIVES[line["metric"]][2] if line["metric"] in stacks.OBJECTIVES else line["metric"],
+            "needed": line["needed"], "measured": _known(line.get("measured")), "outcome": line["outcome"], "why": line["why"],
+        }
+        for line in criteria
+    ]  # fmt: skip
 
 
 def _history(root: Path, query: Query) -> list[dict[str, Any]]:
-    stack = query.get("stack", "")
-    stacks.stack_path(stack, root)
-    return [{**vars(event), "at": event.at.isoformat()} for event in gate.history(stack, root)]
+    """Of one stack, or of all stages; the newest first."""
+    names = [stage.stack for stage in stacks.load_pipeline(root).stages]
+    if "stack" in query:
+        stacks.stack_path(query["stack"], root)
+        names = [query["stack"]]
+    found = []
+    for name in names:
+        try:
+            events = gate.history(name, root)
+        except stacks.InputError:
+            # A stack that cannot be read says so in the pipeline.
+            continue
+        found += [{"stack": name, **vars(event), "at": event.at.isoformat()} for event in events]
+    return sorted(found, key=lambda one: str(one["at"]), reverse=True)[:500]
 
 
 def _plan(root: Path, query: Query) -> dict[str, Any]:
@@ -118,23 +154,87 @@ def _plan(root: Path, query: Query) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _measurements(root: Path) -> list[gate.Entry]:
+    """Of every stage's store, the newest first."""
+    places = []
+    for stage in stacks.load_pipeline(root).stages:
+        try:
+            places.append(stacks.load_stack(stage.stack, root).evidence)
+        except stacks.InputError:
+            continue
+    keys = gate.load_keys(root)
+    entries = [entry for place in dict.fromkeys(places) for entry in gate.open_store(place, root, keys).entries()]
+    return sorted((one for one in entries if one.kind == "measurement"), key=lambda one: one.signed_at, reverse=True)
+
+
 def _results(root: Path, _query: Query) -> list[dict[str, Any]]:
-    """Every measurement in the stores of the pipeline, the newest first: medians over its valid runs."""
-    names = [stage.stack for stage in stacks.load_pipeline(root).stages]
-    places = dict.fromkeys(stacks.load_stack(name, root).evidence for name in names)
-    found = []
-    for place in places:
-        for entry in gate.open_store(place, root, gate.load_keys(root)).entries():
-            if entry.kind != "measurement":
-                continue
-            result = gate.result_of(entry)
-            runs = [run for run in result.runs if run.valid]
-            medians = {name: _median([run.metrics[name] for run in runs if name in run.metrics]) for name in _METRICS}
-            found.append(
-                {"stack": entry.stack, "release": entry.release_name, "evidence": entry.digest[7:19], "runs": len(runs),
-                 "at": entry.signed_at.isoformat(), "verdict": entry.facts["verdict"]["outcome"], **medians}
+    """Every measurement in the stores of the pipeline, the newest first: medians over its valid runs, `low` and `high` of
+    them, and what was promised."""
+    return [_result(entry) for entry in _measurements(root)[:200]]
+
+
+def _result(entry: gate.Entry) -> dict[str, Any]:
+    runs = _runs(entry)
+    return {
+        "stack": entry.stack, "release": entry.release_name, "evidence": entry.digest[7:19],
+        "runs": max(map(len, runs.values()), default=0), "at": entry.signed_at.isoformat(),
+        "verdict": entry.facts["verdict"]["outcome"], "promised": dict(entry.facts["objectives"]),
+        **{name: _median(runs.get(name, [])) for name in _METRICS},
+        "low": {name: min(found) for name, found in runs.items()},
+        "high": {name: max(found) for name, found in runs.items()},
+    }  # fmt: skip
+
+
+def _runs(entry: gate.Entry) -> dict[str, list[float]]:
+    """Metric -> its values in the valid runs."""
+    runs = [run.metrics for run in gate.result_of(entry).runs if run.valid]
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {
+        name: [run[name] for run in runs if name in run and math.isfinite(run[name])]
+        for name in names
+        if any(math.isfinite(run.get(name, math.nan)) for run in runs)
+    }
+
+
+def _compare(root: Path, query: Query) -> dict[str, Any]:
+    """Two measurements by the start of their digests: every run of each metric, and what else they differ in."""
+    entries = _measurements(root)
+    one, two = (_named(entries, query, name) for name in ("one", "two"))
+    first, second = _runs(one), _runs(two)
+    metrics = []
+    for name in [*stacks.OBJECTIVES, *(name for name in _METRICS if name not in stacks.OBJECTIVES)]:
+        if name in first and name in second:
+            direction, unit, words = stacks.OBJECTIVES.get(name, ("at least", "tokens/s", "output tokens per second"))
+            before, after = _median(first[name]), _median(second[name])
+            change = _finite(after / before - 1) if before and after is not None else None
+            metrics.append(
+                {"metric": name, "words": words, "unit": unit, "less_is_better": direction == "at most",
+                 "one": first[name], "two": second[name], "medians": [before, after], "change": change}
             )  # fmt: skip
-    return sorted(found, key=lambda one: str(one["at"]), reverse=True)[:200]
+    differs = [
+        {"what": what, "one": _short(before), "two": _short(after)}
+        for what, before, after, change in evidence.differences(one, two)
+        if what not in first and what not in second and not change
+    ]
+    return {"one": _result(one), "two": _result(two), "metrics": metrics, "differs": differs[:60]}
+
+
+def _named(entries: Sequence[gate.Entry], query: Query, name: str) -> gate.Entry:
+    given = query.get(name, "")
+    found = [entry for entry in entries if len(given) >= 8 and entry.digest[7:].startswith(given)]
+    if len(found) != 1:
+        known = ", ".join(entry.digest[7:19] for entry in entries[:8]) or "none: nothing was measured yet"
+        raise stacks.InputError(where=name, got=given[:80], allowed=known, fix="name one of these")
+    return found[0]
+
+
+def _short(value: Any) -> str:
+    text = "–" if value is None else str(value)
+    return text[7:19] if text.startswith("sha256:") else text[:200]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else _finite(value)
 
 
 def _batches(root: Path, _query: Query) -> list[dict[str, Any]]:
