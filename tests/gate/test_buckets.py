@@ -6,20 +6,17 @@ import multiprocessing
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
-from urllib.parse import parse_qs, unquote
+from typing import Any
 
 import boto3
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 import gate
 import stacks
 from gate._backends import Bucket
+from tests.google_storage import google_storage, use_account
 
 
 @pytest.fixture(scope="module")
@@ -144,96 +141,36 @@ def test_a_store_that_does_not_answer_is_closed_not_open(world: Any, monkeypatch
         world.record(world.result(world.slow))
 
 
-class _Google(BaseHTTPRequestHandler):
-    """As much of Cloud Storage's XML API as a store uses: conditional creation, reading, listing."""
-
-    objects: ClassVar[dict[str, bytes]] = {}
-    lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def do_PUT(self) -> None:
-        data, path = self.rfile.read(int(self.headers["Content-Length"])), unquote(self.path)
-        with self.lock:
-            if self.headers.get("x-goog-if-generation-match") == "0" and path in self.objects:
-                self._answer(412)
-                return
-            self.objects[path] = data
-        self._answer(200, headers={"ETag": '"1"', "x-goog-generation": "1"})
-
-    def do_GET(self) -> None:
-        path, _, query = unquote(self.path).partition("?")
-        if query:
-            prefix = parse_qs(query).get("prefix", [""])[0]
-            names = [name.removeprefix("/evidence/") for name in sorted(self.objects)]
-            items = "".join(
-                f"<Contents><Key>{name}</Key><LastModified>2026-11-21T12:00:00.000Z</LastModified>"
-                f"<ETag>1</ETag><Size>1</Size></Contents>"
-                for name in names
-                if name.startswith(prefix)
-            )
-            self._answer(200, f"<ListBucketResult>{items}</ListBucketResult>".encode())
-        elif path in self.objects:
-            headers = {"ETag": '"1"', "Last-Modified": "Sat, 21 Nov 2026 12:00:00 GMT", "x-goog-generation": "1"}
-            self._answer(200, self.objects[path], headers)
-        else:
-            self._answer(404)
-
-    def _answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-def _account(world: Any, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    """A service account's file that sends everything to this port."""
-    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = world.root / "account.json"
-    path.write_bytes(
-        stacks.canonical_json(
-            {
-                "type": "service_account",
-                "client_email": "x@example.com",
-                "private_key_id": "1",
-                "private_key": private.decode(),
-                "gcs_base_url": f"http://127.0.0.1:{port}",
-                "disable_oauth": True,
-            }
-        )
-    )
-    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(path))
-    monkeypatch.setenv("TOLLGATE_EVIDENCE", "gs://evidence/tollgate?disableSSL=true")
+GOOGLE = "gs://evidence/tollgate?disableSSL=true"
 
 
 def test_the_whole_gate_works_on_a_google_bucket(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _Google.objects.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Google)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        _account(world, monkeypatch, server.server_port)
+    with google_storage() as google:
+        use_account(world.root, monkeypatch, google.server_port)
+        monkeypatch.setenv("TOLLGATE_EVIDENCE", GOOGLE)
         gate.load_keys(world.root, create=True)
         world.record()
         world.promote()
         assert world.check().gated
-        assert sorted(_Google.objects) == ["/evidence/tollgate/000001.json", "/evidence/tollgate/000002.json"]
-        store = Bucket("gs://evidence/tollgate?disableSSL=true")
+        assert sorted(google.objects) == ["evidence/tollgate/000001.json", "evidence/tollgate/000002.json"]
+        store = Bucket(GOOGLE)
         before = store.read("000001.json")
         assert store.create("000001.json", b"another") is False
         assert store.read("000001.json") == before
-    finally:
-        server.shutdown()
-        server.server_close()
+        # Of two that record the same number at once, one has it.
+        made = [threading.Thread(target=store.create, args=("000003.json", b"%d" % number)) for number in range(8)]
+        for thread in made:
+            thread.start()
+        for thread in made:
+            thread.join(60)
+        assert google.written == 3
 
 
 def test_a_google_bucket_that_does_not_answer_is_closed(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.record()
     world.promote()
-    _account(world, monkeypatch, 9)
+    use_account(world.root, monkeypatch, 9)
+    monkeypatch.setenv("TOLLGATE_EVIDENCE", GOOGLE)
     world.refused("cannot be reached, so the gate is closed")
 
 
