@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import yaml
 
 import planner
 import stacks
+from benchmarks.alerts import firing, groups, rule_object, rules
 from benchmarks.scaling import Ground, ask_at_once
 from components.autoscaler import bounds, source_of
 from components.autoscaler_check import Live, WrongQuery, taken_over, verify
 from components.autoscaler_policy import triggers
+from components.engines import SERVICES
 from components.monitoring_dashboards import panels, queries
-from components.monitoring_rules import Facts, facts_of, rule_file
+from components.monitoring_rules import Facts, bound_within, facts_of
 from local import tools
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
@@ -50,32 +53,6 @@ def stack_of(name: str, **changed: Any) -> stacks.Stack:
 def facts_in(ground: Ground, stack: stacks.Stack) -> Facts:
     plan = planner.plan(stack)
     return facts_of(stack, plan, source_of(stack, plan), ground.values)
-
-
-def rules(facts: Facts) -> dict[str, Any]:
-    """The stack's PrometheusRule, without the patience that a test does not have."""
-    made = rule_file(facts)
-    for group in made["groups"]:
-        group["interval"] = "1s"
-        for one in group["rules"]:
-            one.pop("for", None)
-    return rule_object(facts.source.namespace, "rules", made)
-
-
-def rule_object(namespace: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": namespace}
-    return {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": metadata, "spec": spec}
-
-
-def groups(url: str, stack: str) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=5) as answer:
-        found = json.load(answer)["data"]["groups"]
-    return [one for one in found if one["name"].startswith(f"tollgate-{stack}-")]
-
-
-def firing(ground: Ground) -> set[str]:
-    alerts = [rule for group in groups(ground.prometheus_url, ground.name) for rule in group["rules"]]
-    return {one["name"] for one in alerts if one["type"] == "alerting" and one["state"] == "firing"}
 
 
 def until(ground: Ground, check: Callable[[set[str]], bool], what: str) -> None:
@@ -138,7 +115,7 @@ def test_rules_that_prometheus_refuses_stop_nobody_elses_and_an_event_says_why(g
 
 
 def test_pods_without_a_node_slow_ones_and_a_second_autoscaler_are_alarms_until_they_are_gone(ground: Ground) -> None:
-    assert firing(ground) == ALIVE
+    until(ground, lambda names: names == ALIVE, "a quiet stack")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
     for name in ("one", "two"):
         ground.apply(
@@ -171,27 +148,12 @@ def test_a_metric_that_a_new_engine_renames_is_an_alarm_stops_deployments_and_th
     ground.autoscale()
     taken_over(live.get, ground.name, "engine")
     verify(asked, live.ask, ground.name, replicas_min=1)
-    path = cluster.state_dir / "prometheus" / "prometheus.yml"
-    before = path.read_text()
-    settings = yaml.safe_load(before)
-    # What Prometheus is told of all replicas from now on, as if each were of a version that calls it otherwise.
-    (pods,) = (one for one in settings["scrape_configs"] if one["job_name"] == "pods")
-    pods["metric_relabel_configs"] = [
-        {
-            "source_labels": ["namespace", "__name__"],
-            "regex": f"{ground.name};{WAITING}",
-            "target_label": "__name__",
-            "replacement": RENAMED,
-        }
-    ]
 
     def condition(kind: str) -> str:
         found = (ground.get("scaledobject", "engine").get("status") or {}).get("conditions") or []
         return "".join(one["status"] for one in found if one["type"] == kind)
 
-    try:
-        path.write_text(yaml.safe_dump(settings))
-        reload(cluster)
+    with relabelled(cluster, renamed(ground.name, {WAITING: RENAMED})):
         until(ground, lambda names: "QueueMetricMissing" in names, "the alert")
         with pytest.raises(WrongQuery, match=rf"(?s)publish no {WAITING}.*{RENAMED}"):
             verify(asked, live.ask, ground.name, replicas_min=1, seconds=0)
@@ -199,14 +161,89 @@ def test_a_metric_that_a_new_engine_renames_is_an_alarm_stops_deployments_and_th
         assert ground.wanted() >= 1
         done = ask_at_once(ground.url(), ground.values["model"], 2, seconds=60)
         assert [one.status for one in done.answers] == ["200"] * 2
-    finally:
-        path.write_text(before)
-        reload(cluster)
     until(ground, lambda names: "QueueMetricMissing" not in names, "quiet")
 
 
-def reload(cluster: Any) -> None:
-    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=10)
+def test_every_panel_of_sglang_has_data_where_metrics_have_its_names(ground: Ground, cluster: Any) -> None:
+    stack = stack_of(ground.name)
+    facts = facts_in(ground, stack)
+    source = dataclasses.replace(facts.source, waiting=SERVICES["sglang"].waiting, running=SERVICES["sglang"].running)
+    sglang = dataclasses.replace(facts, source=source, dialect="sglang")
+    # What vLLM's dialect publishes under the names of SGLang's source, and in the one bound that is asked for.
+    names = {WAITING: source.waiting, "vllm:num_requests_running": source.running}
+    names |= {
+        "vllm:request_success_total": "sglang:num_requests_total",
+        "vllm:kv_cache_usage_perc": "sglang:token_usage",
+    }
+    histograms = "time_to_first_token|inter_token_latency|e2e_request_latency"
+    same = f"(?:prompt|generation)_tokens_total|(?:{histograms})_seconds_.+"
+    rename = [*renamed(ground.name, names), relabel(f"{ground.name};vllm:({same})", "sglang:$1")]
+    bound = {
+        "source_labels": ["__name__", "le"],
+        "regex": r"sglang:e2e_request_latency_seconds_bucket;5\.0",
+        "target_label": "le",
+        "replacement": f"{bound_within('sglang', 'e2e', facts.objectives['e2e_p95_seconds']):.1f}",
+    }
+    with relabelled(cluster, [*rename, bound]):
+        ground.apply(rules(sglang))
+        all_have_data(ground, set(queries(panels(sglang, stack.autoscaling))), ground.url())
+    ground.apply(rules(facts))
+
+
+def relabel(regex: str, name: str) -> dict[str, Any]:
+    return {
+        "source_labels": ["namespace", "__name__"],
+        "regex": regex,
+        "target_label": "__name__",
+        "replacement": name,
+    }
+
+
+def renamed(namespace: str, names: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    return [relabel(f"{namespace};{old}", str(new)) for old, new in names.items()]
+
+
+@contextmanager
+def relabelled(cluster: Any, configs: list[dict[str, Any]]) -> Iterator[None]:
+    """What Prometheus is told by all pods, meanwhile, as if each were of a version that calls it otherwise."""
+    path = cluster.state_dir / "prometheus" / "prometheus.yml"
+    before = path.read_text()
+    settings = yaml.safe_load(before)
+    (pods,) = (one for one in settings["scrape_configs"] if one["job_name"] == "pods")
+    pods["metric_relabel_configs"] = configs
+
+    def tell(text: str) -> None:
+        path.write_text(text)
+        request = urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
+    try:
+        tell(yaml.safe_dump(settings))
+        yield
+    finally:
+        tell(before)
+
+
+def all_have_data(ground: Ground, asked: set[tuple[str, str, str]], url: str) -> None:
+    """Each of (dashboard, panel, query) has data while requests come."""
+    assert len(asked) > 10
+    stop, model = threading.Event(), ground.values["model"]
+
+    def load() -> None:
+        while not stop.is_set():
+            ask_at_once(url, model, 2, seconds=30)
+
+    asking = threading.Thread(target=load)
+    asking.start()
+    try:
+        end = time.monotonic() + 120
+        while asked and time.monotonic() < end:
+            asked = {one for one in asked if not ground.ask(one[2])}
+            time.sleep(0.5)
+        assert not asked
+    finally:
+        stop.set()
+        asking.join(60)
 
 
 def test_rules_end_with_their_object(ground: Ground) -> None:
@@ -237,26 +274,8 @@ def test_every_panel_of_ollama_behind_the_gateway_has_data(cluster: Any, tmp_pat
         made.deploy()
         facts = facts_in(made, stack)
         made.apply(rules(facts))
-        url, model = made.url("gateway"), made.values["model"]
-        stop = threading.Event()
-
-        def load() -> None:
-            while not stop.is_set():
-                ask_at_once(url, model, 2, seconds=30)
-
-        asking = threading.Thread(target=load)
-        asking.start()
-        try:
-            empty = {one for one in queries(panels(facts, stack.autoscaling)) if one[1] not in NO_KUBELET}
-            assert len(empty) > 10
-            end = time.monotonic() + 60
-            while empty and time.monotonic() < end:
-                empty = {one for one in empty if not made.ask(one[2])}
-                time.sleep(0.5)
-            assert not empty
-        finally:
-            stop.set()
-            asking.join(60)
+        asked = {one for one in queries(panels(facts, stack.autoscaling)) if one[1] not in NO_KUBELET}
+        all_have_data(made, asked, made.url("gateway"))
         until(made, lambda names: names == ALIVE, "a quiet stack")
     finally:
         made.remove()
