@@ -70,7 +70,8 @@ def revisions(client: Client, namespace: str, name: str, mark_label: str) -> lis
         except (ValueError, TypeError, LookupError, RecursionError, zlib.error) as error:
             secret = str((item.get("metadata") or {}).get("name"))
             raise ProviderError(
-                f"Secret {namespace}/{secret} is labelled a Helm release and cannot be read as one ({error}); delete it if it is none"
+                f"Secret {namespace}/{secret} is labelled a Helm release and cannot be read as one ({error})\n"
+                f"  fix: kubectl delete secret -n {namespace} {secret}, if it is none"
             ) from None
         result.append(
             Revision(
