@@ -6,11 +6,11 @@ A `Result` holds several `Run`s. One run is one sample: percentiles are taken wi
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 import stacks
 
@@ -59,6 +59,12 @@ class Run(_Frozen):
     client: dict[str, Metric] = {}
     histograms: dict[str, dict[str, Any]] = {}
     series: dict[str, tuple[Metric | None, ...]] = {}
+
+    @field_validator("started")
+    @classmethod
+    def _with_offset(cls, started: datetime) -> datetime:
+        """Two moments cannot be ordered if one of them is nowhere's."""
+        return started if started.tzinfo is not None else started.replace(tzinfo=UTC)
 
 
 class Result(_Frozen):

@@ -227,6 +227,13 @@ def test_a_result_of_another_shape_is_refused(tmp_path: Path, key: str, value: A
     planner.calibrate(found, release=release)
 
 
+def test_runs_without_an_offset_can_be_ordered_among_others() -> None:
+    one, other = make_result(runs=2), make_result(runs=2)
+    bare = [run.model_dump() | {"started": run.started.replace(tzinfo=None)} for run in other.runs]
+    pooled = gate.pool([one, results.Result.model_validate(other.model_dump() | {"runs": bare})])
+    assert [run.started for run in pooled.runs] == sorted(run.started for run in pooled.runs)
+
+
 def test_rates_and_times_that_cannot_be_tell_nothing() -> None:
     given = json.loads(make_result(runs=2).model_dump_json())
     given["runs"][0]["metrics"] |= {"e2e_mean_seconds": 0, "requests_per_second": float("nan")}
