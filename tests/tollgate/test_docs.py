@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.tollgate.conftest import HERE
+from tests.tollgate.test_doctor import Google, google  # noqa: F401 - the fixture is shared
 from tollgate.__main__ import COMMANDS
 
 DOCS = HERE / "docs"
@@ -57,15 +58,36 @@ def test_every_example_of_a_job_says_what_the_page_says(page: Path, project: Pat
         "TOLLGATE_HOME": str(project / "home"),
         "TOLLGATE_BATCHES": str(project / "batches"),
     }
+    follow(page, project, env)
+
+
+def follow(page: Path, folder: Path, env: dict[str, str]) -> int:
+    """Run the page's examples one after the other, from `folder`; how many there were."""
+    count = 0
     for command, said, code in examples(page):
+        count += 1
+        if command.startswith("cd "):
+            folder /= command.removeprefix("cd ")
+            continue
         # The Tollgate of this checkout, whatever is on PATH.
         text = re.sub(r"^tollgate ", f"{shlex.quote(sys.executable)} -m tollgate ", command)
         done = subprocess.run(
-            ["/bin/sh", "-c", text], cwd=project, env=env, capture_output=True, text=True, timeout=240, check=False
+            ["/bin/sh", "-c", text], cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
         )
         shown = done.stderr + done.stdout
         assert done.returncode == code, (command, shown)
         assert re.fullmatch(pattern(said), shown), (command, shown)
+    return count
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_ten_steps_of_the_readme_say_what_they_say_there(tmp_path: Path, google: Google) -> None:  # noqa: F811
+    google.enabled -= {"container"}
+    google.quotas = {"us-central1": {"NVIDIA_L4_GPUS": 0, "PREEMPTIBLE_NVIDIA_L4_GPUS": 0}}
+    names = {f"GIT_{who}_{what}": "a@b.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    env = {**os.environ, **names, "PYTHONPATH": str(HERE), "COLUMNS": "160", "TOLLGATE_HOME": str(tmp_path / "home")}
+    assert follow(HERE / "README.md", tmp_path, env) == 9
 
 
 def test_the_comparison_of_examples_tells_a_difference() -> None:
