@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -23,15 +22,13 @@ from local.cluster._dns import serve
 from local.cluster._layout import DNS_PORT
 from tests.components.test_gateway_real import Proxy, Replica, free_port, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager
 def dns(names: dict[str, list[str]]) -> Iterator[int]:
     """The port of 127.0.0.1 on which these names are answered for, as they are at each moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     loop = asyncio.new_event_loop()
     task = loop.create_task(serve(names.get, "127.0.0.1", port))
 
@@ -45,7 +42,7 @@ def dns(names: dict[str, list[str]]) -> Iterator[int]:
         yield port
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
@@ -83,6 +80,6 @@ def test_replicas_are_found_and_forgotten_by_name_and_one_that_is_gone_costs_not
             assert {proxy.ask() for _ in range(40)} == {(200, "127.0.0.3")}
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
             for one in replicas:
                 one.stop()
