@@ -5,25 +5,23 @@ benchmarks/autoscaling.py has the long scenarios.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import planner
 import stacks
+from benchmarks.alerts import firing, rules
 from benchmarks.scaling import Ground, Outcome, Watcher, ask_at_once, send
 from components.autoscaler import bounds, source_of
 from components.autoscaler_check import Live, WrongQuery, refuse_others, taken_over, verify
 from components.autoscaler_policy import Trigger, triggers
 from components.monitoring_dashboards import panels, queries
-from components.monitoring_rules import Facts, facts_of, rule_file
+from components.monitoring_rules import facts_of
 from tollgate.commands.watch import look
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -100,29 +98,11 @@ def test_the_stacks_queries_are_good_and_wrong_ones_stop_the_deployment(ground: 
         Live("http://elsewhere.monitoring.svc:9090", embedded=True).ask("up")
 
 
-def rules(ground: Ground, cluster: Any) -> Facts:
-    """The stack's rules in the live Prometheus; alerts without their patience, which tests do not have."""
+def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Ground, live: Live) -> None:
     stack = stack_of(ground.name)
     plan = planner.plan(stack)
     facts = facts_of(stack, plan, source_of(stack, plan), ground.values)
-    made = rule_file(facts)
-    for one in made["groups"][1]["rules"]:
-        one.pop("for", None)
-    folder = cluster.state_dir / "prometheus" / "rules"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{ground.name}.yaml").write_text(yaml.safe_dump(made))
-    urllib.request.urlopen(urllib.request.Request(f"{cluster.prometheus_url}/-/reload", method="POST"), timeout=60)
-    return facts
-
-
-def firing(ground: Ground) -> set[str]:
-    with urllib.request.urlopen(f"{ground.prometheus_url}/api/v1/alerts", timeout=60) as answer:
-        found = json.load(answer)["data"]["alerts"]
-    return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
-
-
-def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Ground, live: Live, cluster: Any) -> None:
-    facts = rules(ground, cluster)
+    ground.apply(rules(facts))
     ground.autoscale()
     taken_over(live.get, ground.name, "engine")
     outcome: list[Outcome] = []
@@ -134,7 +114,7 @@ def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Gr
         ground.until(lambda: ground.wanted() == MOST, "as many replicas as there may be", 120)
         ground.until(lambda: ground.ready() == MOST, "all of them ready", 120)
         ground.until(lambda: "ReplicasAtMax" in firing(ground), "the alert that there are no more", 60)
-        empty = set(queries(panels(facts, stack_of(ground.name).autoscaling)))
+        empty = set(queries(panels(facts, stack.autoscaling)))
         end = time.monotonic() + 60
         while empty and time.monotonic() < end:
             empty = {one for one in empty if not ground.ask(one[2])}
