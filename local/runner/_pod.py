@@ -446,6 +446,9 @@ class Pod:
         meta = self.pod["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
         body = {"metadata": {"uid": self.uid}, "status": status}
+        if "podIPs" in status:
+            # Lists are merged by key: the address from before a node was lost would stay beside the new one, and be refused.
+            body["status"] = {**status, "podIPs": [*status["podIPs"], {"$patch": "replace"}]}
         try:
             await self._machine.api.request("PATCH", path, body, kind=STRATEGIC)
         except ApiError as error:

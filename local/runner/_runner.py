@@ -131,18 +131,23 @@ class Runner:
         finished = pod.get("status", {}).get("phase") in _FINISHED
         if finished and not pod["metadata"].get("deletionTimestamp") and not (self.settings.pods_dir / uid).exists():
             return
-        worker = Pod(self._machine, pod, self._address(uid))
+        worker = Pod(self._machine, pod, self._address(uid, (pod.get("status") or {}).get("podIP", "")))
         self._pods[uid] = worker
         worker.start()
         worker.update(pod)
 
     # ------------------------------------------------------------------ addresses and leftovers
 
-    def _address(self, uid: str) -> str:
+    def _address(self, uid: str, reported: str) -> str:
         """The pod's own from before, or the next that no pod has: a freed one rests as long as there are others."""
         if uid in self._left:
             return self._left[uid]
-        taken = {pod.ip for pod in self._pods.values()} | set(self._left.values())
+        others = {pod.ip for other, pod in self._pods.items() if other != uid}
+        # Those that wait for their node come back to the address that is still theirs by their status.
+        waiting = {(pod.get("status") or {}).get("podIP", "") for other, pod in self._waiting.items() if other != uid}
+        taken = others | waiting | set(self._left.values())
+        if reported in self._addresses and reported not in taken:
+            return reported
         for step in range(len(self._addresses)):
             place = (self._next_address + step) % len(self._addresses)
             if self._addresses[place] not in taken:

@@ -287,4 +287,14 @@ def test_a_node_that_comes_back_before_its_pods_were_collected_starts_them_again
     else:
         kubectl("label", "node", NODE, "tollgate.dev/runner=process")
     until(lambda: shim_pid(cluster, uid) not in (0, first), "the same pod begins again")
-    until(lambda: pods.container("again").get("ready"), "and is ready again")
+    second = shim_pid(cluster, uid)
+    began = json.loads((cluster.state_dir / "runner" / "pods" / uid / "pod.json").read_text())
+
+    def told() -> bool:
+        """The status is that of the new process, not what was left from the old one."""
+        status = pods.get("again")["status"]
+        shown = [entry["ip"] for entry in status["podIPs"]]
+        return bool(pods.container("again").get("ready")) and shown == [began["ip"]] == [status["podIP"]]
+
+    until(told, "and its status says where")
+    assert shim_pid(cluster, uid) == second
