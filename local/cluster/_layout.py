@@ -27,8 +27,8 @@ KUBELET_PORT: Final = 10250
 # On the nodes' address, as NodeLocal DNSCache is; not 53, which needs a right and which a machine's own may have.
 DNS_PORT: Final = 10053
 PROMETHEUS_PORT: Final = 9090
-# kube-state-metrics' own.
-KUBE_STATE_PORT: Final = 8080
+# Not 8080, kube-state-metrics' own: many a program on a laptop has that on all addresses.
+KUBE_STATE_PORT: Final = 18082
 KEDA_GRPC_PORT: Final = 9666
 KEDA_ADAPTER_PORT: Final = 6444
 KEDA_OPERATOR_METRICS_PORT: Final = 18080

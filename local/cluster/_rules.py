@@ -19,7 +19,7 @@ from ._api import Api
 GROUP, VERSION, PLURAL = "monitoring.coreos.com", "v1", "prometheusrules"
 _PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 _SETTLE_S = 0.1
-_AGAIN_S = 1.0
+_AGAIN_S = 3.0
 _TAIL_BYTES = 4096
 
 
@@ -126,19 +126,23 @@ class RuleFiles:
             return False
         try:
             answer = await client.post("/-/reload")
-        except httpx2.HTTPError:
+            refused = answer.status_code != 200
+            if refused:
+                _replace(path, before)
+                if (await client.post("/-/reload")).status_code != 200:
+                    # Refused without it, too: it is somebody else's file that is wrong, or the disk is full.
+                    return False
+        except (httpx2.HTTPError, OSError):
             # A Prometheus that starts with a broken file ends at once, so nothing unread is left lying.
-            _replace(path, before)
+            with contextlib.suppress(OSError):
+                _replace(path, before)
             return False
         self._tried[name] = text
         if not text:
             del self._tried[name]
-        if answer.status_code != 200:
-            _replace(path, before)
+        if refused and one is not None:
             with contextlib.suppress(httpx2.HTTPError):
-                await client.post("/-/reload")
-                if one is not None:
-                    await self._say(one, self._reason(name) or answer.text.strip())
+                await self._say(one, self._reason(name) or answer.text.strip())
         return True
 
     def _reason(self, name: str) -> str:
