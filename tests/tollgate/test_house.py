@@ -139,7 +139,7 @@ def test_no_file_is_longer_than_a_person_reads() -> None:
 
 # Called by name from outside: by parsers, servers, Pulumi's engine, and the command line's own library.
 _CALLED_BY_OTHERS = re.compile(
-    r"do_[A-Z]+|on_\w+|readinto|pause_writing|resume_writing|exec_module|new_resource|list_commands|format_commands"
+    r"do_[A-Z]+|on_\w+|datagram_received|readinto|pause_writing|resume_writing|exec_module|new_resource|list_commands|format_commands"
     r"|[A-Z]\w+(?<=[a-z])"
 )
 

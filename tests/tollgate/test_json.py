@@ -132,7 +132,13 @@ class _Answers(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": "yes"}
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
         answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
-        body = json.dumps(answer if self.status == 200 else {"error": {"message": "no"}}).encode()
+        self.say(answer if self.status == 200 else {"error": {"message": "no"}})
+
+    def do_GET(self) -> None:
+        self.say({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+
+    def say(self, value: Any) -> None:
+        body = json.dumps(value).encode()
         self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -262,3 +268,17 @@ def test_a_job_that_asks_for_colours_gets_them_and_nobody_outside_of_ci_loses_th
     with saying.quiet_in_ci(job):
         assert job["TTY_COMPATIBLE"] == "0"
     assert job == {"CI": "true"}
+
+
+def test_a_benchmark_prints_its_result_alone_where_it_is_asked_to(
+    called: Command, project: Path, answering: str
+) -> None:
+    arguments = ["--url", answering, "--model", "tiny", "--no-stream", "--max-tokens", "1", "--json", "-"]
+    done = called("bench", "-c", "2", "--requests", "20", *arguments, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runs"][0]["ok"] == 20
+    assert "Succeeded" in done.stderr
+    table = called("bench", "matrix", "--batches", "20", "--workers", "1,2", *arguments, cwd=project)
+    assert table.returncode == 0, table.stderr
+    assert len(json.loads(table.stdout)["cells"]) == 2
+    assert not (project / "-").exists()
