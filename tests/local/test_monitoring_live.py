@@ -65,7 +65,7 @@ def until(ground: Ground, check: Callable[[set[str]], bool], what: str) -> None:
         return check(seen)
 
     try:
-        ground.until(look, what, 60)
+        ground.until(look, what, 180)
     except TimeoutError as error:
         raise AssertionError(f"{error}; firing: {sorted(seen)}") from None
 
