@@ -85,8 +85,8 @@ def cluster(folder: Path) -> list[Target]:
         with contextlib.suppress(ProviderError):
             revisions(Client(), "ns", "x", "mark")  # type: ignore[arg-type]
 
-    helm = base64.b64encode(base64.b64encode(gzip.compress(b'{"version": 1, "info": {"status": "deployed"}}')))
-    packed = base64.b64encode(gzip.compress(text.encode()))
+    helm = base64.b64encode(base64.b64encode(gzip.compress(b'{"version": 1, "info": {"status": "deployed"}}', mtime=0)))
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0))
     return [
         Target("pod-log", "lines", [log], logs),
         Target("pod-result", "json", [text.encode()], result),

@@ -346,7 +346,8 @@ def metrics(folder: Path) -> list[Target]:
         added(run, {name: (value,) for name, value in seen.items()})
 
     def prometheus(data: bytes) -> None:
-        over(data, lambda: load.Prometheus(url=URL).end(run, 5.0))
+        with mock.patch("time.time", return_value=now):
+            over(data, lambda: load.Prometheus(url=URL).end(run, 5.0))
 
     def probed(data: bytes) -> None:
         def ask() -> None:
@@ -359,7 +360,7 @@ def metrics(folder: Path) -> list[Target]:
 
         over(data, ask)
 
-    now = datetime.now(UTC).timestamp()
+    now = 1_800_000_000.0
     said = {
         "status": "success",
         "data": {"resultType": "matrix", "result": [{"metric": {}, "values": [[now - 4, "1"], [now - 3, "2.5"]]}]},
