@@ -25,8 +25,16 @@ from local import tools
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 HERE = Path(__file__).resolve().parents[1]
 Pulumi = Callable[..., subprocess.CompletedProcess[str]]
-# Of a measurement that took place. On a machine that does much else the client may be late in a run, which then never passes.
-DONE = ("pass", "inconclusive")
+# What a machine that does much else leaves open of a measurement that took place: the client was late, too little was answered
+# (by the real Ollama even nothing), or the runs differ too much.
+BUSY = (
+    "client-bound: ",
+    "(nothing was answered)",
+    " requests ended within ",
+    ": a request takes ",
+    " requests, 20 are needed",
+    "the limit lies within the noise",
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,24 @@ def outputs(pulumi: Pulumi, stack: str) -> dict[str, Any]:
     found = json.loads(pulumi("stack", "output", "-s", stack, "--json").stdout)
     assert isinstance(found, dict)
     return found
+
+
+def measured(pulumi: Pulumi, checkout: Path, stack: str) -> gate.Entry:
+    """The stack's newest evidence, which has passed, or was left open by a busy machine and nothing else."""
+    loaded = stacks.load_stack(stack, checkout)
+    entry = gate.newest(loaded, checkout, values.release_digest(loaded.release))
+    assert entry is not None
+    open_ = {line["metric"]: line["why"] for line in entry.facts["verdict"]["criteria"] if line["outcome"] != "pass"}
+    verdict = outputs(pulumi, stack)["verdict"]
+    assert verdict == ("inconclusive" if open_ else "pass"), open_
+    # Where runs do not count, what is said of the promises follows from that.
+    reasons = [open_["runs"]] if "runs" in open_ else list(open_.values())
+    for why in reasons:
+        assert any(words in why for words in BUSY), open_
+        assert "run(s) missing" not in why
+    if open_:
+        print(f"{stack} is {verdict}, since this machine is busy: {open_}")
+    return entry
 
 
 def rule_groups(cluster: Any, stack: str) -> list[str]:
@@ -235,14 +261,11 @@ def test_the_same_loop_turns_with_vllm(pulumi: Pulumi, checkout: Path, kubectl: 
     pulumi("stack", "init", "local-vllm")
     pulumi("config", "set", "--secret", "secrets:apiKey", "sk-of-the-loop", "-s", "local-vllm")
     pulumi("up", "-s", "local-vllm", "--yes", "--skip-preview")
-    assert outputs(pulumi, "local-vllm")["verdict"] in DONE
+    entry = measured(pulumi, checkout, "local-vllm")
     shown = kubectl(
         "get", "deploy", "-n", "local-vllm", "engine", "-o", "jsonpath={.spec.template.spec.containers[0].image}"
     )
     assert "vllm/vllm-openai" in shown
-    stack = stacks.load_stack("local-vllm", checkout)
-    entry = gate.newest(stack, checkout, values.release_digest(stack.release))
-    assert entry is not None
     assert gate.result_of(entry).server["engine"] == "vllm"
     # The key is in its Secret and nowhere else.
     kept = kubectl("get", "secret", "-n", "local-vllm", "engine-keys", "-o", "jsonpath={.data.api-key}")
@@ -260,7 +283,7 @@ def test_a_release_that_asks_for_the_tiny_model_is_served_by_the_real_ollama(
     tools.path("ollama")
     pulumi("stack", "init", "local-real")
     pulumi("up", "-s", "local-real", "--yes", "--skip-preview")
-    assert outputs(pulumi, "local-real")["verdict"] in DONE
+    measured(pulumi, checkout, "local-real")
     # The simulator has no such log, and needs no runner of llama.cpp.
     assert "llama runner started" in kubectl("logs", "-n", "local-real", "deploy/engine")
     pulumi("destroy", "-s", "local-real", "--yes", "--skip-preview")
