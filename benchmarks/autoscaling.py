@@ -1,4 +1,6 @@
-"""Autoscaling under load: `python benchmarks/autoscaling.py [--only SCENARIO…] [--page FILE]`. Nothing is asserted.
+"""Autoscaling under load: `python benchmarks/autoscaling.py [--only SCENARIO…] [--page FILE.html] [--png FILE]`.
+
+Nothing is asserted.
 
 Each scenario is a stack of its own on one embedded cluster: the real KEDA, HPA and Prometheus scale simulators under real
 HTTP load. A pod is a process here and two cores serve them all, so replicas have 4 slots and at most 10 run. Takes about a
@@ -18,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.scaling import EXTRA, POLICIES, SCENARIOS, Ground, compare, page, table  # noqa: E402
+from benchmarks.scaling import EXTRA, POLICIES, SCENARIOS, Ground, compare, page, table, write_png  # noqa: E402
 from local import cluster  # noqa: E402
 
 
@@ -32,6 +34,9 @@ def main() -> None:
         default=[*(one for one in SCENARIOS if one not in EXTRA), "policies"],
     )
     parser.add_argument("--page", type=Path, help="where to write the pictures")
+    parser.add_argument(
+        "--png", type=Path, help="where to write those of the step and of the first policy as one picture"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["TOLLGATE_HOME"] = home
@@ -39,12 +44,12 @@ def main() -> None:
         found = cluster.up(name)
         found.enter()
         try:
-            _run(found, given.only, given.page, Path(home))
+            _run(found, given.only, given.page, given.png, Path(home))
         finally:
             cluster.down(name)
 
 
-def _run(found: cluster.Cluster, only: list[str], pictures: Path | None, home: Path) -> None:
+def _run(found: cluster.Cluster, only: list[str], pictures: Path | None, png: Path | None, home: Path) -> None:
     environment = found.environment(home)
     grounds: list[Ground] = []
 
@@ -95,6 +100,9 @@ def _run(found: cluster.Cluster, only: list[str], pictures: Path | None, home: P
         print("\n" + table(policies, "policy"))
     if pictures is not None:
         pictures.write_text(page([*reports, *policies]))
+    shown = [*(one for one in reports if one.name.startswith("step ")), *policies[:1]]
+    if png is not None and shown:
+        write_png(page(shown), png, len(shown))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from ._ground import Ground, Sample, Watcher
 from ._load import Answer, Outcome, ask_at_once, send
-from ._report import page, picture, table
+from ._report import page, picture, table, write_png
 from ._scenarios import EXTRA, POLICIES, SCENARIOS, Report, compare, oracle
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "picture",
     "send",
     "table",
+    "write_png",
 ]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ._scenarios import PROMISE_SECONDS, Report
 
 # Of a picture, in pixels: the plot's left edge, its width, and one panel's height with the room above it.
 _LEFT, _WIDE, _PANEL, _GAP, _BELOW = 52, 700, 96, 34, 26
 _TICKS = (1, 2, 5)
+_CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 _WANTED, _READY, _ORACLE, _QUEUE, _ASKED, _LOST = "#3b6ea5", "#3a8f5c", "#8a8a8a", "#c0563b", "#6b5b95", "#d00000"
 Points = Sequence[tuple[float, float]]
 
@@ -20,8 +25,16 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "–"
 
 
+def _after(value: float) -> str:
+    return "before" if value < 0 and math.isfinite(value) else _seconds(value)
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if math.isfinite(value) else "–"
+
+
 def table(reports: Sequence[Report], first: str = "scenario") -> str:
-    """One row each. `decided`, `all ready`: seconds after the first request waited."""
+    """One row each. `decided`, `all ready`: seconds after the first request waited, "before" where none had."""
     lines = [
         f"| {first} | requests | lost | p95, s | promise kept again after, s | KEDA decided, s | all ready, s | reversals "
         "| replica-s | oracle | what else |",
@@ -31,8 +44,8 @@ def table(reports: Sequence[Report], first: str = "scenario") -> str:
         facts = "; ".join(f"{key}: {value}" for key, value in one.facts.items())
         lines.append(
             f"| {one.name} | {one.requests} | {one.lost} | {_seconds(one.p95)} | {_seconds(one.recovered)} "
-            f"| {_seconds(one.decided)} | {_seconds(one.ready)} | {one.reversals} | {one.replica_seconds:.0f} "
-            f"| {one.oracle_seconds:.0f} | {facts} |"
+            f"| {_after(one.decided)} | {_after(one.ready)} | {one.reversals} | {one.replica_seconds:.0f} "
+            f"| {_whole(one.oracle_seconds)} | {facts} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -136,6 +149,21 @@ def _begin(report: Report) -> float:
     return max(0.0, seen - due - 1.0)
 
 
+def write_png(text: str, path: Path, pictures: int) -> None:
+    """A page as a picture, by the Chromium that is there. Raises RuntimeError without one, or with what it said."""
+    program = next((found for name in _CHROMIUMS if (found := shutil.which(name))), None)
+    if program is None:
+        raise RuntimeError(f"none of {', '.join(_CHROMIUMS)} is installed: the page has the same pictures")
+    with tempfile.TemporaryDirectory() as folder:
+        page_file = Path(folder) / "page.html"
+        page_file.write_text(text)
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--window-size=860,{200 + 700 * pictures}", f"--screenshot={path.absolute()}", page_file.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode or not path.is_file():
+        raise RuntimeError(done.stderr.strip()[-500:])
+
+
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:800px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
 h2{margin:2.2em 0 .3em} svg{max-width:100%;height:auto} p,ul{margin:.3em 0}
@@ -154,7 +182,8 @@ def page(reports: Sequence[Report]) -> str:
         )
         body.append(
             f"<h2>{html.escape(one.name)}</h2><p>{one.requests} requests, {one.lost} lost, p95 {_seconds(one.p95)} s; "
-            f"{one.replica_seconds:.0f} replica-seconds, {one.oracle_seconds:.0f} by the oracle</p>{picture(one)}<ul>{rows}</ul>"
+            f"{one.replica_seconds:.0f} replica-seconds, {_whole(one.oracle_seconds)} by the oracle</p>"
+            f"{picture(one)}<ul>{rows}</ul>"
         )
     words = ", ".join(
         f'<b style="color:{colour}">{name}</b>'
