@@ -147,6 +147,9 @@ def _api_server(layout: Layout, addresses: Addresses, plan: Plan) -> Component:
                 # Node names resolve nowhere here.
                 kubelet_preferred_address_types="InternalIP",
                 enable_priority_and_fairness=False,
+                # Counted from its start: one that is killed more often than every five minutes, the default, would never do it,
+                # and etcd would keep every version of every object.
+                etcd_compaction_interval="1m",
                 profiling=False,
                 cert_dir=pki,
             ),
