@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -145,6 +146,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     times: dict[str, list[float]] = defaultdict(list)
+    # Whoever is told to end (a time limit) takes the cluster down first, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as home:
         os.environ["TOLLGATE_HOME"] = home
         for _ in range(rounds):
