@@ -31,6 +31,7 @@ COLUMNS = (
     "as_of",
     "note",
 )
+_MOST_FIELD = 100_000
 _REQUIRED = frozenset(COLUMNS) - {"gpu", "gpu_count", "commit_1y_usd_per_hour", "commit_3y_usd_per_hour"}
 
 
@@ -148,7 +149,11 @@ def parse_book(text: str, *, source: str) -> PriceBook:
 
 def _rows(reader: csv.DictReader[str], source: str) -> Iterator[dict[str, str]]:
     try:
-        yield from reader
+        for row in reader:
+            # The reader's own limit is the whole process', and others raise it.
+            if any(len(text or "") > _MOST_FIELD for text in row.values()):
+                raise csv.Error(f"field larger than {_MOST_FIELD}")
+            yield row
     except csv.Error as error:
         raise _bad(source, reader.line_num, str(error), "CSV with short fields") from None
 

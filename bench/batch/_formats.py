@@ -155,9 +155,13 @@ def _parquet(file: IO[bytes], location: str) -> _Rows:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, MemoryError) as error:
+        # Arrow's errors are each one of these, by what is wrong.
         raise stacks.InputError(
-            where=location, got=str(error).splitlines()[0][:200], allowed="a Parquet file", fix="correct or convert it"
+            where=location,
+            got=(str(error) or "an end within it").splitlines()[0][:200],
+            allowed="a Parquet file",
+            fix="correct or convert it",
         ) from None
 
 

@@ -124,7 +124,7 @@ def _integer(data: dict[str, Any], name: str, default: int | None = None) -> int
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, str) and value.lstrip("-").isdigit() and len(value) < 20:
+    if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
         return int(value)
     if isinstance(value, str):
         raise _invalid(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import gate
 import planner
 import preview
 import stacks
-from bench import load, report, results
+from bench import batch, load, report, results
 from bench.batch import _judge, _segments
 from bench.job import _together
 from bench.load import _observe, _replay
@@ -57,6 +58,46 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Tar
 
 
 Find = Callable[[str, str], Target]
+
+
+@pytest.mark.parametrize("seed", ["\xb2", "--5", "-", "\u0663", "9" * 30])
+def test_a_text_that_looks_like_a_number_is_no_fault_of_the_simulators(target: Find, seed: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "seed": seed})
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    assert target("simulator", "vllm-server").attempt((head + body).encode()) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotImplementedError("Integers with less than 8 bits"), MemoryError(), KeyError("x"), OverflowError()],
+    ids=repr,
+)
+def test_a_parquet_file_that_arrow_cannot_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import pyarrow.parquet
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", broken)
+    with pytest.raises(stacks.InputError, match="a Parquet file"):
+        list(batch.read(str(tmp_path / "a.parquet"), batch.Recipe(model="m")))
+
+
+def test_a_price_book_is_bounded_whatever_limit_another_reader_has_set(tmp_path: Path) -> None:
+    before = csv.field_size_limit(64 << 20)
+    (tmp_path / "book.csv").write_text(
+        f"cloud,region,machine_type,on_demand_usd_per_hour,spot_usd_per_hour,source,as_of,note\ngcp,r,{'x' * 200_000},1,,s,2026,\n"
+    )
+    try:
+        with pytest.raises(stacks.InputError, match="short fields"):
+            planner.price_book(tmp_path / "book.csv")
+    finally:
+        csv.field_size_limit(before)
 
 
 @pytest.mark.parametrize(
