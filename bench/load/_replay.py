@@ -26,7 +26,8 @@ _OUTPUT = ("output_tokens", "output_length", "GeneratedTokens", "Response tokens
 # What a prompt is made of, block by block: prompts that begin with the same ones begin with the same words (Mooncake).
 _BLOCKS, _BLOCK_TOKENS = "hash_ids", 512
 _MAX_ROWS = 5_000_000
-_MOST_TOKENS = 1 << 31
+# More than fits into any context; words for a prompt are made in memory.
+_MOST_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)

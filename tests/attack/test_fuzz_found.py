@@ -146,7 +146,7 @@ def test_what_is_no_length_is_asked_for(target: Find, length: str) -> None:
     "line",
     ['{"time": 1, "prompt_tokens": 1, "output_tokens": 1e999}', '{"time": NaN, "prompt_tokens": 1, "output_tokens": 1}',
      '{"time": 1, "prompt_tokens": -5, "output_tokens": 1}',
-     '{"time": 1, "prompt_tokens": 1e300, "output_tokens": 1}', DEEP],
+     '{"time": 1, "prompt_tokens": 1e300, "output_tokens": 1}', '{"time": 1, "prompt_tokens": 2101000000, "output_tokens": 1}', DEEP],
     ids=lambda line: line[:40],
 )  # fmt: skip
 def test_a_trace_of_what_cannot_be_is_refused(tmp_path: Path, line: str) -> None:
