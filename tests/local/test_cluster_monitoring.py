@@ -92,19 +92,17 @@ def test_while_prometheus_is_away_nothing_that_it_has_not_read_lies_in_its_way(t
 
 
 def test_the_state_of_pods_and_autoscalers_has_kube_state_metrics_names() -> None:
-    def pod(name: str, phase: str, **conditions: str) -> dict[str, Any]:
+    def pod(name: str, **conditions: str) -> dict[str, Any]:
         found = [{"type": kind, "status": status} for kind, status in conditions.items()]
         metadata = {"namespace": "ns", "name": name, "uid": name}
-        return {"metadata": metadata, "status": {"phase": phase, "conditions": found}}
+        return {"metadata": metadata, "status": {"conditions": found}}
 
-    pods = [pod("waits", "Pending", PodScheduled="False"), pod("runs", "Running", PodScheduled="True", Ready="True")]
+    pods = [pod("waits", PodScheduled="False"), pod("runs", PodScheduled="True", Ready="True")]
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
     hpa = {"metadata": {"namespace": "ns", "name": "one"}, "spec": {"scaleTargetRef": target}}
     lines = exposition(pods, [hpa]).splitlines()
     own = 'namespace="ns",pod="{}",uid="{}"'
     waits, runs = own.format("waits", "waits"), own.format("runs", "runs")
-    assert f'kube_pod_status_phase{{{waits},phase="Pending"}} 1' in lines
-    assert f'kube_pod_status_phase{{{runs},phase="Pending"}} 0' in lines
     assert f'kube_pod_status_scheduled{{{waits},condition="false"}} 1' in lines
     assert f'kube_pod_status_ready{{{runs},condition="true"}} 1' in lines
     assert not [line for line in lines if line.startswith(f"kube_pod_status_ready{{{waits}")]
