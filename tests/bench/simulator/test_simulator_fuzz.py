@@ -53,7 +53,8 @@ def test_what_the_document_allows_is_served_and_anything_else_is_no_server_error
     target = targets[dialect]
     if dialect == "ollama":
         # The last operation of the document deletes it.
-        assert httpx2.post(target.url + "/api/pull", json={"model": "gemma3:4b", "stream": False}).status_code == 200
+        body = {"model": "gemma3:4b", "stream": False}
+        assert httpx2.post(target.url + "/api/pull", json=body, timeout=60).status_code == 200
     schema = schemathesis.openapi.from_url(target.url + "/openapi.json")
     checks = [*CHECKS, positive_data_acceptance] if mode is GenerationMode.POSITIVE else CHECKS
     tried: dict[str, int] = {}
@@ -66,5 +67,5 @@ def test_what_the_document_allows_is_served_and_anything_else_is_no_server_error
         tried[operation.label] = explore(operation, mode, checks)
     assert len(tried) >= 5
     assert sum(tried.values()) >= 100
-    assert httpx2.get(target.url + "/v1/models").status_code == 200
+    assert httpx2.get(target.url + "/v1/models", timeout=60).status_code == 200
     assert target.process.poll() is None
