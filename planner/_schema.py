@@ -135,7 +135,8 @@ class ModelEntry(_Entry):
             + model.embedding_parameters * (1 if self.tied else 2)
             + self.other_parameters
         )
-        if abs(counted / self.parameters - 1) > 0.01:
+        # In whole numbers, of which none is too large.
+        if 100 * abs(counted - self.parameters) > self.parameters:
             raise ValueError(f"parameters is {self.parameters}, the architecture gives {counted}")
         return self
 
@@ -315,8 +316,8 @@ def _read(form: type[_T], files: Mapping[str, bytes], name: str) -> _T:
         raise _bad(name, "the file", "nothing", "the catalog's file")
     try:
         loaded = yaml.load(files[name], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise _bad(name, "syntax", str(error).splitlines()[0], "valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _bad(name, "syntax", str(error).partition("\n")[0], "valid YAML") from error
     try:
         return TypeAdapter(form).validate_python(loaded)
     except ValidationError as error:

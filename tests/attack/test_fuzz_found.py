@@ -7,6 +7,7 @@ import base64
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ def test_a_price_book_is_bounded_whatever_limit_another_reader_has_set(tmp_path:
             planner.price_book(tmp_path / "book.csv")
     finally:
         csv.field_size_limit(before)
+
+
+def test_a_model_of_more_parameters_than_a_number_holds_is_refused() -> None:
+    from planner import _catalog, _schema
+
+    files = _catalog.sources()
+    text = re.sub(rb"layers: \d+", b"layers: " + b"9" * 400, files["models/gemma.yaml"], count=1)
+    assert text != files["models/gemma.yaml"]
+    with pytest.raises(stacks.InputError, match=r"models/gemma\.yaml"):
+        _schema.compile_catalog({**files, "models/gemma.yaml": text})
 
 
 @pytest.mark.parametrize(
