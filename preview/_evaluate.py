@@ -91,7 +91,7 @@ def _read(line: str) -> Evaluation | None:
             error=None if entry["error"] is None else str(entry["error"]),
             input_error=bool(entry.get("input_error")),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -233,6 +233,10 @@ def test_a_program_that_registers_nonsense_is_an_error_of_its_stack(
         assert one.attempt(changed(one.seeds[0], "resources", number, *path, to=value)) == ""
 
 
+def test_a_program_that_prints_without_end_of_depth_is_not_read(target: Find) -> None:
+    assert target("previews", "resources").attempt(b'{"stack": "s", "error": ' + DEEP.encode()) == ""
+
+
 def test_pulumi_that_says_nonsense_is_an_error(target: Find) -> None:
     one = target("previews", "pulumi")
     for value in (
