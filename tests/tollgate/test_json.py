@@ -192,7 +192,8 @@ def test_a_batch_is_followed_in_documents_from_submission_to_its_answers(
 def test_a_batch_that_pauses_itself_says_so_in_its_document_and_its_exit_code(
     said: Said, project: Path, answering: str
 ) -> None:
-    rows(project)
+    # More than are in flight at once: what has been asked already is not taken back.
+    (project / "rows.csv").write_text("prompt\n" + "word\n" * 2000)
     said("batch", "submit", "rows.csv", "--model", "tiny", "--id", "b", "-e", answering)
     paused = said("batch", "run", "b", "--stop-after", "1", code=1)
     assert (paused["state"], paused["ok"]) == ("paused", 0)
