@@ -20,7 +20,9 @@ from components.gateway import Backend, haproxy
 from local import tools
 from local.cluster._dns import serve
 from local.cluster._layout import DNS_PORT
-from tests.components.test_gateway_real import Proxy, Replica, free_port, until
+from tests.components.test_gateway_real import Proxy, Replica
+from tests.ports import free_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ from components.autoscaler_policy import GATEWAY_QUEUES
 from components.gateway import HEALTH_PATH, Backend, haproxy, most_at_once
 from local import tools
 from tests.ports import free_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -114,13 +115,6 @@ class Proxy:
                     return
             time.sleep(0.1)
         raise AssertionError(f"the gateway's health never was {status}")
-
-
-def until(check: Callable[[], bool], what: str, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

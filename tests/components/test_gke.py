@@ -309,19 +309,20 @@ def test_what_an_adopted_cluster_has_is_not_installed_again() -> None:
 
 
 def test_names_fit_into_googles_limits_and_stay_different() -> None:
-    from components._base import fit
-
     long = ["a" * 60 + "-one", "a" * 60 + "-two"]
-    short = [fit(name, 40) for name in long]
+    short = [stacks.fit(name, 40) for name in long]
     assert all(len(name) <= 40 for name in short)
     assert len(set(short)) == 2
-    assert fit("short", 40) == "short"
+    assert stacks.fit("short", 40) == "short"
     stack = staging().model_copy(
         update={"name": "a-stack-with-a-name-that-is-longer-than-gke-likes-them", "cluster": "c" * 40}
     )
     recording = made(stack)
     assert len(recording.one("NodePool", "gpu-pool-us-central1").inputs["name"]) <= 40
     assert len(recording.one("Account").inputs["accountId"]) <= 30
+    clusters = [one.inputs["name"] for one in recording.of("Cluster") if one.type.startswith("gcp:")]
+    assert clusters == [stacks.cluster_name(stack, "us-central1")]
+    assert len(clusters[0]) <= 40
 
 
 def test_every_region_has_all_of_its_own_and_half_of_the_nodes() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +21,16 @@ from components.autoscaler_check import Live, WrongQuery, refuse_others, taken_o
 from components.autoscaler_policy import Trigger, triggers
 from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import facts_of
+from local import tools
+from tests.local.small_vllm import QUICK, settings, stack_of
 from tollgate.commands.watch import look
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-IN_CLUSTER = "http://prometheus.monitoring.svc:9090"
-QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
-MOST = 4
-
-
-def stack_of(name: str) -> stacks.Stack:
-    """What Ground makes of stacks/Pulumi.local-vllm.yaml, as far as rules and queries read it."""
-    base = stacks.load_stack("local-vllm")
-    fleet = base.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=MOST)})
-    parallelism = base.release.parallelism.model_copy(update={"slots": 4})
-    return base.model_copy(
-        update={
-            "name": name,
-            "namespace": name,
-            "fleet": fleet,
-            "release": base.release.model_copy(update={"parallelism": parallelism}),
-            "autoscaling": stacks.Autoscaling.model_validate(QUICK),
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def ground(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    environment = cluster.environment(tmp_path_factory.mktemp("scaling"))
-    settings = {"fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": MOST}}, "autoscaling": QUICK}
-    made = Ground(environment, cluster.prometheus_url, "scale-live", settings=settings)
-    try:
-        made.deploy()
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.fixture
-def live(ground: Ground, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
-    """The check's own way to Prometheus: kubectl and the API server's proxy."""
-    for key, value in cluster.environment(tmp_path).items():
-        if key in ("PATH", "KUBECONFIG"):
-            monkeypatch.setenv(key, value)
-    return Live(IN_CLUSTER, embedded=True)
+NAMESPACE, NODES = "scale-live", 4
 
 
 def asked(name: str) -> tuple[Trigger, ...]:
-    stack = stack_of(name)
+    stack = stack_of(name, NODES)
     plan = planner.plan(stack)
     return triggers(stack.autoscaling, source_of(stack, plan), replicas_min=bounds(stack.autoscaling, plan)[0])
 
@@ -99,7 +61,7 @@ def test_the_stacks_queries_are_good_and_wrong_ones_stop_the_deployment(ground: 
 
 
 def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Ground, live: Live) -> None:
-    stack = stack_of(ground.name)
+    stack = stack_of(ground.name, NODES)
     plan = planner.plan(stack)
     facts = facts_of(stack, plan, source_of(stack, plan), ground.values)
     ground.apply(rules(facts))
@@ -111,8 +73,8 @@ def test_a_step_is_answered_by_more_replicas_and_every_panel_has_data(ground: Gr
     load = threading.Thread(target=lambda: outcome.append(send(url, model, [(24, 10, 10)])))
     with watcher.watching():
         load.start()
-        ground.until(lambda: ground.wanted() == MOST, "as many replicas as there may be", 120)
-        ground.until(lambda: ground.ready() == MOST, "all of them ready", 120)
+        ground.until(lambda: ground.wanted() == NODES, "as many replicas as there may be", 120)
+        ground.until(lambda: ground.ready() == NODES, "all of them ready", 120)
         ground.until(lambda: "ReplicasAtMax" in firing(ground), "the alert that there are no more", 60)
         empty = set(queries(panels(facts, stack.autoscaling)))
         end = time.monotonic() + 60
@@ -157,17 +119,16 @@ def test_a_second_autoscaler_of_the_same_target_is_found(ground: Ground, live: L
 
 def test_from_zero_requests_are_held_and_none_is_lost(cluster: Any, tmp_path: Path) -> None:
     try:
-        from local import tools
-
         tools.path("haproxy")
     except stacks.TollgateError:
         pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
-    settings = {
-        "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 0, "max": 1}},
-        "gateway": {"kind": "proxy", "replicas": 1},
-        "autoscaling": {**QUICK, "replicas_min": 0},
-    }
-    sleeping = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "scale-zero", settings=settings)
+    changed = settings(
+        1,
+        fleet={"machine_type": "g2-standard-8", "nodes": {"min": 0, "max": 1}},
+        gateway={"kind": "proxy", "replicas": 1},
+        autoscaling={**QUICK, "replicas_min": 0},
+    )
+    sleeping = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "scale-zero", settings=changed)
     try:
         sleeping.deploy()
         sleeping.autoscale()

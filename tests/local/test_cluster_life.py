@@ -11,8 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from local import cluster as room
 from local import tools
 from local.cluster._layout import Addresses
 from local.cluster.supervisor import check_ports
+from tests.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 HERE = Path(__file__).resolve().parents[2]
@@ -32,16 +32,6 @@ def component(found: Any, name: str) -> dict[str, Any]:
     part = json.loads((found.state_dir / "state.json").read_text())["components"][name]
     assert isinstance(part, dict)
     return part
-
-
-def until(check: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture

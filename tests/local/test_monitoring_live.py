@@ -25,29 +25,12 @@ from components.engines import SERVICES
 from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import Facts, bound_within, facts_of
 from local import tools
+from tests.local.small_vllm import settings, stack_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-NODES = 2
-QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
+NAMESPACE, NODES = "watch-live", 2
 WAITING, RENAMED = "vllm:num_requests_waiting", "vllm:requests_waiting_now"
 ALIVE = {"TollgateAlive"}
-
-
-def stack_of(name: str, **changed: Any) -> stacks.Stack:
-    """What Ground makes of stacks/Pulumi.local-vllm.yaml, as far as rules and queries read it."""
-    base = stacks.load_stack("local-vllm")
-    changed = {"fleet": base.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=NODES)}), **changed}
-    release = changed.pop("release", base.release)
-    slots = release.parallelism.model_copy(update={"slots": 4})
-    changed["release"] = release.model_copy(update={"parallelism": slots})
-    return base.model_copy(
-        update={
-            "name": name,
-            "namespace": name,
-            "autoscaling": stacks.Autoscaling.model_validate(QUICK),
-            **changed,
-        }
-    )
 
 
 def facts_in(ground: Ground, stack: stacks.Stack) -> Facts:
@@ -70,28 +53,8 @@ def until(ground: Ground, check: Callable[[set[str]], bool], what: str) -> None:
         raise AssertionError(f"{error}; firing: {sorted(seen)}") from None
 
 
-@pytest.fixture(scope="module")
-def ground(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    environment = cluster.environment(tmp_path_factory.mktemp("monitoring"))
-    settings = {"fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": NODES}}, "autoscaling": QUICK}
-    made = Ground(environment, cluster.prometheus_url, "watch-live", settings=settings)
-    try:
-        made.deploy()
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.fixture
-def live(ground: Ground, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
-    for key, value in cluster.environment(tmp_path).items():
-        if key in ("PATH", "KUBECONFIG"):
-            monkeypatch.setenv(key, value)
-    return Live("http://prometheus.monitoring.svc:9090", embedded=True)
-
-
 def test_a_healthy_stack_has_its_rules_in_prometheus_and_only_the_one_that_always_fires(ground: Ground) -> None:
-    made = rules(facts_in(ground, stack_of(ground.name)))
+    made = rules(facts_in(ground, stack_of(ground.name, NODES)))
     ground.apply(made)
     until(ground, lambda names: names == ALIVE, "a quiet stack")
     found = groups(ground.prometheus_url, ground.name)
@@ -142,7 +105,7 @@ def test_pods_without_a_node_slow_ones_and_a_second_autoscaler_are_alarms_until_
 def test_a_metric_that_a_new_engine_renames_is_an_alarm_stops_deployments_and_the_service_goes_on(
     ground: Ground, live: Live, cluster: Any
 ) -> None:
-    stack = stack_of(ground.name)
+    stack = stack_of(ground.name, NODES)
     plan = planner.plan(stack)
     asked = triggers(stack.autoscaling, source_of(stack, plan), replicas_min=bounds(stack.autoscaling, plan)[0])
     ground.autoscale()
@@ -165,7 +128,7 @@ def test_a_metric_that_a_new_engine_renames_is_an_alarm_stops_deployments_and_th
 
 
 def test_every_panel_of_sglang_has_data_where_metrics_have_its_names(ground: Ground, cluster: Any) -> None:
-    stack = stack_of(ground.name)
+    stack = stack_of(ground.name, NODES)
     facts = facts_in(ground, stack)
     source = dataclasses.replace(facts.source, waiting=SERVICES["sglang"].waiting, running=SERVICES["sglang"].running)
     sglang = dataclasses.replace(facts, source=source, dialect="sglang")
@@ -208,8 +171,8 @@ def relabelled(cluster: Any, configs: list[dict[str, Any]]) -> Iterator[None]:
     """What Prometheus is told by all pods, meanwhile, as if each were of a version that calls it otherwise."""
     path = cluster.state_dir / "prometheus" / "prometheus.yml"
     before = path.read_text()
-    settings = yaml.safe_load(before)
-    (pods,) = (one for one in settings["scrape_configs"] if one["job_name"] == "pods")
+    config = yaml.safe_load(before)
+    (pods,) = (one for one in config["scrape_configs"] if one["job_name"] == "pods")
     pods["metric_relabel_configs"] = configs
 
     def tell(text: str) -> None:
@@ -218,7 +181,7 @@ def relabelled(cluster: Any, configs: list[dict[str, Any]]) -> Iterator[None]:
         urllib.request.urlopen(request, timeout=60).close()
 
     try:
-        tell(yaml.safe_dump(settings))
+        tell(yaml.safe_dump(config))
         yield
     finally:
         tell(before)
@@ -257,18 +220,14 @@ def test_every_panel_of_ollama_behind_the_gateway_has_data(cluster: Any, tmp_pat
         tools.path("haproxy")
     except stacks.TollgateError:
         pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
-    release = "gemma-3-4b-ollama-8"
-    settings = {
-        "release": release,
-        "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": NODES}},
-        "gateway": {"kind": "proxy", "replicas": 1},
-        "autoscaling": QUICK,
-    }
-    made = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "watch-ollama", settings=settings)
+    gateway = {"kind": "proxy", "replicas": 1}
+    changed = settings(NODES, release="gemma-3-4b-ollama-8", gateway=gateway)
+    made = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "watch-ollama", settings=changed)
     stack = stack_of(
         "watch-ollama",
+        NODES,
         release=stacks.load_stack("local-dev").release,
-        gateway=stacks.Gateway.model_validate(settings["gateway"]),
+        gateway=stacks.Gateway.model_validate(gateway),
     )
     try:
         made.deploy()

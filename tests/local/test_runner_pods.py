@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.waiting import until
+
 pytestmark = pytest.mark.cluster
 Kubectl = Callable[..., str]
 NODE = "runner-test-node"
@@ -41,16 +43,6 @@ def pod(name: str, script: str, **container: Any) -> dict[str, Any]:
             **spec,
         },
     }
-
-
-def until(check: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 class Pods:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,6 +18,7 @@ from local import tools
 from local.tools import _build, _compile, _debian, _files, _find, _jobs, _places
 from local.tools._table import TOOLS
 from stacks import TollgateError
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,15 +51,6 @@ def run_ensure(*names: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
-
-
-def until(condition: object, seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if callable(condition) and condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("waited in vain")
 
 
 @pytest.fixture

@@ -158,7 +158,9 @@ def test_a_cluster_whose_name_had_to_be_shortened_is_found(project: Path, kubect
     stack = stacks.load_stack("dev", project)
     long = stack.model_copy(update={"cluster": "a-cluster-with-a-name-of-many-words"})
     (region,) = stack.fleet.regions
-    kubectl_of(**{f"gke_my-project_{region}_a-cluster-with-a-name-of-many-wor-0a1b2c": [vllm("engine-1", 8)]})
+    name = stacks.cluster_name(long, region)
+    assert (len(name), name[:33]) == (40, "a-cluster-with-a-name-of-many-wor")
+    kubectl_of(**{f"gke_my-project_{region}_{name}": [vllm("engine-1", 8)]})
     assert explain.live(long, project).pods == {"engine-1": True}
 
 

@@ -19,6 +19,7 @@ import pytest
 import stacks
 from bench import batch
 from bench.batch import _files, _objects, _segments, _shard
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 SLOTS = 8
@@ -67,13 +68,6 @@ def start(remote: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def lines(log: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
-
-
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
 
 
 def settings(url: str) -> list[batch.EndpointSettings]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -33,12 +35,6 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(20)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def start(dialect: str, *words: str, wait: bool = True, **env: str) -> Served:
