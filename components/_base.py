@@ -1,8 +1,7 @@
-"""What every component of ours shares: its type token, how its children are tied to it, and names that fit."""
+"""What every component of ours shares: its type token, and how its children are tied to it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,13 +21,3 @@ class Component(pulumi.ComponentResource):
     def _child(self, **options: Any) -> pulumi.ResourceOptions:
         """Options of a child. Only the parent is passed on: providers are inherited, the rest belongs to each child."""
         return pulumi.ResourceOptions(parent=self, **options)
-
-
-def fit(name: str, limit: int) -> str:
-    """The name in at most `limit` characters: what is too long keeps its beginning and gets a hash of the whole.
-
-    Google and Kubernetes refuse long names one by one, late; a plain cut would make two long names one.
-    """
-    if len(name) <= limit:
-        return name
-    return f"{name[: limit - 7].rstrip('-.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -14,10 +14,9 @@ import pulumi_kubernetes as k8s
 
 import stacks
 
-from ._base import Component, fit
+from ._base import Component
 
 # GKE's own limits.
-CLUSTER_NAME = 40
 _ACCOUNT_NAME = 30
 
 
@@ -168,7 +167,7 @@ class Cluster(Component):
 
         account = serviceaccount.Account(
             f"{name}-nodes",
-            account_id=fit(f"{args.name}-nodes", _ACCOUNT_NAME),
+            account_id=stacks.fit(f"{args.name}-nodes", _ACCOUNT_NAME),
             display_name=f"Nodes of the GKE cluster {args.name}",
             project=args.project,
             opts=self._child(),

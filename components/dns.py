@@ -13,7 +13,7 @@ import pulumi
 
 import stacks
 
-from ._base import Component, fit
+from ._base import Component
 
 # Google checks public endpoints from exactly three regions, at most every 30 s.
 _CHECKED_FROM = ("us-central1", "europe-west1", "asia-southeast1")
@@ -47,7 +47,7 @@ class FleetDns(Component):
         self.name, self.shares = domain, shares
         check = compute.HealthCheck(
             f"{name}-check",
-            name=fit(self.name.replace(".", "-"), 63),
+            name=stacks.fit(self.name.replace(".", "-"), 63),
             project=args.project,
             source_regions=list(_CHECKED_FROM),
             check_interval_sec=max(_SHORTEST_CHECK_SECONDS, round(wanted.check_seconds)),

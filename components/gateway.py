@@ -21,7 +21,7 @@ import pulumi_kubernetes as k8s
 
 import stacks
 
-from ._base import Component, fit
+from ._base import Component
 from .cluster import Cluster
 
 GATEWAY_NAME = "gateway"
@@ -167,7 +167,7 @@ class InferenceGateway(Component):
         """One InferencePool per release by the extension's own chart, and a route that weighs them."""
         pools = []
         for backend in args.backends:
-            pool = fit(f"{backend.service}-pool", 53)
+            pool = stacks.fit(f"{backend.service}-pool", 53)
             release = k8s.helm.v3.Release(
                 f"{name}-{pool}",
                 name=pool,

@@ -16,7 +16,7 @@ import planner
 import stacks
 from values import COMPUTE_CLASS, POOL_LABEL
 
-from ._base import Component, fit
+from ._base import Component
 from .cluster import Cluster, Inherited
 
 # GKE's own limit.
@@ -77,7 +77,7 @@ class GpuPool(Component):
     def _node(self, args: GpuPoolArgs, cluster: Cluster | Inherited, index: int) -> k8s.core.v1.Node:
         fleet = args.fleet
         machine = planner.catalog().machines[fleet.machine_type]
-        node = fit(f"{args.pool}-{args.accelerator.gpu.removeprefix('nvidia-')}-{index:03d}", 63)
+        node = stacks.fit(f"{args.pool}-{args.accelerator.gpu.removeprefix('nvidia-')}-{index:03d}", 63)
         zones = fleet.zones or tuple(f"{fleet.regions[0]}-{letter}" for letter in "abc")
         labels = {
             **_labels(args),
@@ -130,7 +130,7 @@ class GpuPool(Component):
         policy = fleet.location_policy or ("any" if spot or fleet.reservation else "balanced")
         return container.NodePool(
             name,
-            name=fit(args.pool + tail, _POOL_NAME),
+            name=stacks.fit(args.pool + tail, _POOL_NAME),
             cluster=cluster.name,
             location=fleet.regions[0],
             project=args.project,
@@ -165,7 +165,7 @@ class GpuPool(Component):
 
     def _order(self, name: str, args: GpuPoolArgs, cluster: Cluster | Inherited) -> k8s.apiextensions.CustomResource:
         """Spot first, on demand where there is none, and back as soon as there is some again."""
-        pools = [fit(args.pool, _POOL_NAME), fit(f"{args.pool}-on-demand", _POOL_NAME)]
+        pools = [stacks.fit(args.pool, _POOL_NAME), stacks.fit(f"{args.pool}-on-demand", _POOL_NAME)]
         return k8s.apiextensions.CustomResource(
             f"{name}-class",
             api_version="cloud.google.com/v1",

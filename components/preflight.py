@@ -15,7 +15,6 @@ import values
 
 from .autoscaler import source_of
 from .autoscaler_policy import check_source, cooldown_seconds
-from .cluster import CLUSTER_NAME
 from .engines import service_for
 
 # What a stack installs on a GKE cluster, and what the embedded cluster starts by itself.
@@ -61,12 +60,12 @@ def _ground(stack: stacks.Stack) -> None:
     if (
         stack.target == "gke"
         and not gke.adopt
-        and (len(stack.cluster) > CLUSTER_NAME or not _GKE_NAME.match(stack.cluster))
+        and (len(stack.cluster) > stacks.CLUSTER_NAME_CHARS or not _GKE_NAME.match(stack.cluster))
     ):
         raise stacks.InputError(
             where="tollgate:cluster",
             got=stack.cluster,
-            allowed=f"up to {CLUSTER_NAME} of a-z, 0-9 and -, beginning with a letter",
+            allowed=f"up to {stacks.CLUSTER_NAME_CHARS} of a-z, 0-9 and -, beginning with a letter",
             fix="name the GKE cluster so",
         )
     if stack.benchmark is not None and len(stack.fleet.regions) > 1:

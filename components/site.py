@@ -15,9 +15,8 @@ import planner
 import stacks
 import values
 
-from ._base import fit
 from .autoscaler import QueueAutoscaler, autoscaler_of, source_of
-from .cluster import CLUSTER_NAME, Cluster, ClusterArgs
+from .cluster import Cluster, ClusterArgs
 from .engines import ENGINE_NAME, SERVICES, EngineArgs, EngineService, service_for
 from .gateway import Backend, GatewayArgs, InferenceGateway
 from .gpu_pool import GpuPool, GpuPoolArgs
@@ -68,7 +67,7 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     """Register everything of one region; `child` gives the options of a child of the caller."""
     stack, suffix = args.stack, args.suffix
     region = stack.fleet.regions[0]
-    cluster = Cluster(f"cluster{suffix}", _cluster_args(stack, region, suffix), opts=child())
+    cluster = Cluster(f"cluster{suffix}", _cluster_args(stack, region), opts=child())
     pool = GpuPool(
         f"gpu-pool{suffix}",
         GpuPoolArgs(
@@ -134,12 +133,10 @@ def build_site(args: SiteArgs, child: Callable[..., pulumi.ResourceOptions]) -> 
     )
 
 
-def _cluster_args(stack: stacks.Stack, region: str, suffix: str) -> ClusterArgs:
-    made = stack.target == "gke" and not stack.gke.adopt
-    name = fit(stack.cluster + suffix, CLUSTER_NAME) if made else stack.cluster
+def _cluster_args(stack: stacks.Stack, region: str) -> ClusterArgs:
     return ClusterArgs(
         target=stack.target,
-        name=stack.gke.names.get(region, name),
+        name=stacks.cluster_name(stack, region),
         region=region,
         project=stack.project,
         gke=stack.gke,
@@ -343,7 +340,7 @@ def _gateway(
 
         reserved = compute.Address(
             f"address{args.suffix}",
-            name=fit(f"{stack.cluster}-{stack.name}{args.suffix}", 63),
+            name=stacks.fit(f"{stack.cluster}-{stack.name}{args.suffix}", 63),
             region=stack.fleet.regions[0],
             project=stack.project,
             # The name's records point here: another address would be an outage until every cache has forgotten it.

@@ -43,12 +43,15 @@ from ._models import (
     Tokens,
     Traffic,
 )
+from ._names import CLUSTER_NAME_CHARS, cluster_name, fit
+from ._packed import unpacked
 from ._scaling import Autoscaling, Query
 from ._visitors import foreign
 from ._yaml import line_of, read_mapping
 
 __all__ = [
     "BUCKET_SCHEMES",
+    "CLUSTER_NAME_CHARS",
     "OBJECTIVES",
     "Accelerator",
     "Autoscaling",
@@ -88,7 +91,9 @@ __all__ = [
     "bucket_words",
     "by_tag",
     "canonical_json",
+    "cluster_name",
     "digest",
+    "fit",
     "foreign",
     "line_of",
     "load_pipeline",
@@ -102,5 +107,6 @@ __all__ = [
     "stack_path",
     "sync",
     "tag_warning",
+    "unpacked",
     "write_whole",
 ]

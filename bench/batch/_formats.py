@@ -21,6 +21,8 @@ from ._model import PATHS, Input
 Format = Literal["auto", "jsonl", "csv", "parquet"]
 _MOST_LINE_BYTES = 64 << 20
 _MOST_ID_CHARS = 512
+# Beside its own errors Arrow raises these for a broken file, by what is wrong with it.
+_NOT_PARQUET = (ArithmeticError, LookupError, MemoryError, NotImplementedError, OSError, TypeError, ValueError)
 _CHAT = ("/v1/chat/completions", "/api/chat")
 _TEXT_KEY = {"/v1/completions": "prompt", "/api/generate": "prompt"}
 
@@ -142,6 +144,7 @@ def _csv(file: IO[bytes], location: str) -> _Rows:
 
 def _parquet(file: IO[bytes], location: str) -> _Rows:
     try:
+        arrow: Any = import_module("pyarrow")
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError:
         raise stacks.TollgateError(
@@ -155,8 +158,7 @@ def _parquet(file: IO[bytes], location: str) -> _Rows:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, MemoryError) as error:
-        # Arrow's errors are each one of these, by what is wrong.
+    except (arrow.ArrowException, *_NOT_PARQUET) as error:
         raise stacks.InputError(
             where=location,
             got=(str(error) or "an end within it").splitlines()[0][:200],

@@ -130,12 +130,13 @@ def _way_back(stack: stacks.Stack, root: Path) -> Answer:
 
 
 def _pinned(stack: stacks.Stack) -> Answer:
-    if "@sha256:" in stack.release.image:
-        return "done", stack.release.image, ""
     if stack.target == "local":
         return "done", "a local command: nothing is pulled", ""
+    named = stacks.by_tag(stack)
+    if not named:
+        return "done", "every image is named by its digest", ""
     fix = "add @sha256:… as the registry shows it, and serving.digests_only: true"
-    return "open", f"{stack.release.image} is named by tag alone", fix
+    return "open", f"named by tag alone: {', '.join(f'{image} ({field})' for field, image in named)}", fix
 
 
 def _closed(stack: stacks.Stack) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from bench.pods import Kubectl
 from local import cluster
 from values import POOL_LABEL
 
-# Of a name of a GKE cluster, by GKE.
-_LONGEST = 40
 # As charts/engine labels them; the Helm release is called engine in every stack.
 _PODS = "app.kubernetes.io/instance=engine,app.kubernetes.io/name={}"
 
@@ -79,12 +76,7 @@ def _places(stack: stacks.Stack) -> tuple[str, ...]:
     """Contexts of the kubeconfig; on GKE one for each region, as `gcloud container clusters get-credentials` names them."""
     if stack.target != "gke":
         return (stack.cluster,)
-    alone = stack.gke.adopt and len(stack.fleet.regions) == 1
-    names = {
-        region: stack.gke.names.get(region, stack.cluster if alone else f"{stack.cluster}-{region}")
-        for region in stack.fleet.regions
-    }
-    return tuple(f"gke_{stack.project}_{region}_{name}" for region, name in names.items())
+    return tuple(f"gke_{stack.project}_{region}_{stacks.cluster_name(stack, region)}" for region in stack.fleet.regions)
 
 
 def _kubectl(stack: stacks.Stack, place: str, root: Path) -> Kubectl:
@@ -96,20 +88,11 @@ def _kubectl(stack: stacks.Stack, place: str, root: Path) -> Kubectl:
     known = (
         Kubectl(environment=os.environ, namespace=stack.namespace).run("config", "get-contexts", "-o", "name").split()
     )
-    context = next((name for name in known if name == place or _shortened(place, name)), None)
-    if context is None:
+    if place not in known:
         raise stacks.TollgateError(
             f"no context {place} in this machine's kubeconfig; fix: {_credentials(stack, place)}"
         )
-    return Kubectl(environment=os.environ, namespace=stack.namespace, context=context)
-
-
-def _shortened(place: str, context: str) -> bool:
-    """A cluster whose name would be longer than GKE allows keeps its beginning and gets a hash."""
-    beginning, _, name = place.rpartition("_")
-    return len(name) > _LONGEST and re.fullmatch(
-        re.escape(f"{beginning}_{name[: _LONGEST - 7].rstrip('-.')}") + "-[0-9a-f]{6}", context
-    ) is not None  # fmt: skip
+    return Kubectl(environment=os.environ, namespace=stack.namespace, context=place)
 
 
 def _credentials(stack: stacks.Stack, place: str) -> str:
@@ -117,8 +100,6 @@ def _credentials(stack: stacks.Stack, place: str) -> str:
         return "kubectl config get-contexts shows those that there are"
     # Nothing of it has an underscore of its own.
     _, project, region, name = place.split("_")
-    if len(name) > _LONGEST:
-        return f"gcloud container clusters list --project {project}, and get-credentials of the one that begins so"
     return f"gcloud container clusters get-credentials {name} --region {region} --project {project}"
 
 
