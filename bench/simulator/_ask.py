@@ -57,7 +57,7 @@ def _not_json(body: bytes) -> Refused:
         json.loads(body)
     except json.JSONDecodeError as error:
         position, reason = error.pos, error.msg
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return Refused(400, "There was an error parsing the body", "Bad Request")
     return _invalid("json_invalid", str(position), "JSON decode error", {}, f", 'ctx': {{'error': '{reason}'}}")
 

@@ -70,6 +70,12 @@ def test_a_text_that_looks_like_a_number_is_no_fault_of_the_simulators(target: F
     assert target("simulator", "vllm-server").attempt((head + body).encode()) == ""
 
 
+def test_a_number_longer_than_python_reads_is_no_fault_of_the_simulators(target: Find) -> None:
+    body = '{"prompt": ' + "9" * 5000 + "x"
+    head = f"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert target("simulator", "vllm-server").attempt((head + body).encode()) == ""
+
+
 @pytest.mark.parametrize(
     "error",
     [NotImplementedError("Integers with less than 8 bits"), MemoryError(), KeyError("x"), OverflowError()],
