@@ -104,6 +104,10 @@ def _etcd(layout: Layout, addresses: Addresses, plan: Plan) -> Component:
                 peer_client_cert_auth=True,
                 # A cluster that is thrown away need not survive a power failure; a killed process loses nothing.
                 unsafe_no_fsync=True,
+                # Writes that it keeps in memory for members that lag behind, and those that a start reads again. There is one
+                # member: by default 5,000 and 10,000 of them, which takes some 40 MiB after the first minutes of work.
+                snapshot_catchup_entries=100,
+                snapshot_count=1000,
                 log_level="warn",
             ),
         ),

@@ -54,6 +54,7 @@ def test_the_schema_names_what_a_caller_must_give_and_gets() -> None:
     assert pool["inputProperties"]["cluster"] == {"type": "string"}
 
 
+@pytest.mark.slow
 def test_another_program_makes_a_pool_and_a_service_through_the_protocol(example: Engine) -> None:
     example.run("stack", "init", "theirs")
     example.run("up", "-s", "theirs", "--yes", "--skip-preview")
@@ -73,6 +74,7 @@ def test_another_program_makes_a_pool_and_a_service_through_the_protocol(example
     assert helm_state["provider"].split("::")[-2] == "ours"
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_other_program_is_told_with_the_field(example: Engine) -> None:
     program = example.root / "__main__.py"
     program.write_text(program.read_text().replace('"quantization": "fp8"', '"quantization": "q4-k-m"'))

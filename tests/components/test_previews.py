@@ -18,7 +18,7 @@ import yaml
 import stacks
 from tests.components.real_engine import HERE, UNKNOWN, Engine
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).with_name("golden")
 _PROJECT = Path(__file__).resolve().parents[2]
 # The other embedded stacks differ from local-dev in nothing that GKE or a reader would see.
@@ -63,7 +63,6 @@ def document(states: list[dict[str, Any]]) -> str:
     return yaml.safe_dump(found, sort_keys=True, width=120, allow_unicode=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stack", _READ)
 def test_the_preview_of_a_stack_is_the_one_that_was_read(stack: str, engine: Engine) -> None:
     shown = document(engine.preview(stack, **_SECRETS.get(stack, {})))
