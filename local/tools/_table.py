@@ -215,7 +215,7 @@ TOOLS: Final[tuple[Tool, ...]] = (
         version="3.6.16",
         source=GoProgram(module="etcd", package="go.etcd.io/etcd/server/v3"),
         weight=49,
-        on_path=OnPath(program="etcd", ask=("--version",), at_least=(3, 5), below=(4,)),
+        on_path=OnPath(program="etcd", ask=("--version",), at_least=(3, 6), below=(4,)),
     ),
     _kube("kube-apiserver", "the Kubernetes API", 408),
     _kube("kube-controller-manager", "the Kubernetes controllers", 106),
