@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.scaling import EXTRA, POLICIES, SCENARIOS, Ground, compare, page, table, write_png  # noqa: E402
+from benchmarks.scaling import EXTRA, POLICIES, SCENARIOS, Ground, compare, page, scaled, table, write_png  # noqa: E402
 from local import cluster  # noqa: E402
 
 
@@ -53,25 +53,9 @@ def _run(found: cluster.Cluster, only: list[str], pictures: Path | None, png: Pa
     environment = found.environment(home)
     grounds: list[Ground] = []
 
-    def make(what: str, *, most: int, least: int = 1, cooldown: int = 8, **given: Any) -> Ground:
-        scaling = {
-            "polling_seconds": 1,
-            "cold_start_seconds": 4,
-            "cooldown_seconds": cooldown,
-            "policy": given.pop("policy", "queue-and-slots"),
-        }
-        if least == 0:
-            scaling["replicas_min"] = 0
-        settings = {
-            "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": least, "max": most}},
-            "autoscaling": scaling,
-            **({"gateway": given.pop("gateway")} if "gateway" in given else {}),
-        }
-        ground = Ground(
-            environment, found.prometheus_url, f"scale-{what}", settings=settings, state_dir=found.state_dir, **given
-        )
-        grounds.append(ground)
-        return ground
+    def make(what: str, **given: Any) -> Ground:
+        grounds.append(scaled(found, environment, what, **given))
+        return grounds[-1]
 
     reports, policies = [], []
     for what in only:

@@ -24,7 +24,7 @@ GATEWAY_QUEUES = ("haproxy_backend_current_queue", "haproxy_server_current_queue
 CPU_METRIC = "process_cpu_seconds_total"
 # The HPA controller refuses longer windows.
 _LONGEST_WINDOW = 3600
-# A fleet of simulators: when it grows, when it shrinks (issue of the CPU fleet), in Prometheus' durations.
+# A fleet of simulators: when it grows, when it shrinks, in Prometheus' durations.
 _CPU_HIGH, _CPU_HIGH_FOR = 0.75, "5m"
 _CPU_LOW, _CPU_LOW_FOR = 0.40, "10m"
 _ADDED_HIGH, _ADDED_HIGH_FOR = 0.015, "2m"

@@ -170,7 +170,7 @@ def _judge(price: Price, source: str, line: int) -> None:
         raise _bad(source, line, f"{price.machine_type} without source or date", "source and as_of in every row")
     try:
         price.age_days(date(2000, 1, 1))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _bad(source, line, f"as_of {price.as_of!r}", "2026, 2026-08 or 2026-08-31") from error
 
 

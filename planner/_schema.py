@@ -17,7 +17,8 @@ from ._catalog import COMPILED, CatalogModel, checksum, sources
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(gt=0, le=1)]
-_Count = Annotated[int, Field(ge=1)]
+# Nothing that is counted here is near it; what is longer becomes no float.
+_Count = Annotated[int, Field(ge=1, le=10**15)]
 _Text = Annotated[str, Field(min_length=3)]
 _Date = Annotated[str, Field(pattern=r"^20\d\d-\d\d(-\d\d)?$")]
 _T = TypeVar("_T")

@@ -26,6 +26,8 @@ from components.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 _MODEL = "local-vllm"
+# What stands in for Pulumi's engine is one for the whole process.
+_EVALUATING = threading.Lock()
 # A pod is one process here, and two cores serve them all: small answers, few slots, times that are given and not modelled.
 SIMULATED = {"TOLLGATE_SIM_TTFT": "200ms", "TOLLGATE_SIM_ITL": "50ms", "TOLLGATE_SIM_COLD_START": "2s"}
 
@@ -82,7 +84,8 @@ class Ground:
             text = yaml.safe_load(path.read_text())
             text["parallelism"] = {**text.get("parallelism", {}), "slots": self._slots}
             path.write_text(yaml.safe_dump(text))
-            return [dict(one) for one in evaluate(self.name, root)]
+            with _EVALUATING:
+                return [dict(one) for one in evaluate(self.name, root)]
 
     def deploy(self) -> None:
         """Nodes, the engine's Helm release, and with it gateway and autoscaler where the stack has them."""
@@ -231,6 +234,29 @@ class Ground:
     def wanted(self) -> int:
         """Replicas of the engine that are asked for."""
         return int(self.get("deploy", "engine")["spec"]["replicas"])
+
+
+def scaled(
+    found: Any, environment: Mapping[str, str], what: str, *, most: int, least: int = 1, cooldown: int = 8, **given: Any
+) -> Ground:
+    """A stack of that cluster (`local.cluster.Cluster`) with an autoscaler that does not wait long. `given`: policy, gateway,
+    and what Ground takes."""
+    scaling = {
+        "polling_seconds": 1,
+        "cold_start_seconds": 4,
+        "cooldown_seconds": cooldown,
+        "policy": given.pop("policy", "queue-and-slots"),
+    }
+    if least == 0:
+        scaling["replicas_min"] = 0
+    settings = {
+        "fleet": {"machine_type": "g2-standard-8", "nodes": {"min": least, "max": most}},
+        "autoscaling": scaling,
+        **({"gateway": given.pop("gateway")} if "gateway" in given else {}),
+    }
+    return Ground(
+        environment, found.prometheus_url, f"scale-{what}", settings=settings, state_dir=found.state_dir, **given
+    )
 
 
 @dataclass

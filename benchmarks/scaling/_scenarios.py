@@ -236,10 +236,15 @@ def spot(make: Make) -> Report:
 
     def during(began: float) -> Mapping[str, Any]:
         _until(began + 14)
-        (pod, *_) = ground.get("pods", "-l", "app.kubernetes.io/instance=engine")["items"]
-        name, node, address = pod["metadata"]["name"], pod["spec"]["nodeName"], pod["status"]["podIP"]
-        running = f'sum(vllm:num_requests_running{{namespace="{ground.name}",pod="{name}"}})'
-        streams = ground.number(running)
+        pods = {
+            one["metadata"]["name"]: one
+            for one in ground.get("pods", "-l", "app.kubernetes.io/instance=engine")["items"]
+        }
+        busiest = f'topk(1, sum by (pod) (vllm:num_requests_running{{namespace="{ground.name}"}}))'
+        ground.until(lambda: ground.number(busiest) > 0, "streams", 20)
+        (most,) = ground.ask(busiest)
+        name, streams = most["metric"]["pod"], float(most["value"][1])
+        node, address = pods[name]["spec"]["nodeName"], pods[name]["status"]["podIP"]
         ground.kubectl("taint", "node", node, "cloud.google.com/impending-node-termination=:NoSchedule")
         ground.kubectl("delete", "pod", name, f"--grace-period={_SPOT_GRACE_SECONDS}", "--wait=false")
         noticed = time.monotonic()

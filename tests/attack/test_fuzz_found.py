@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import gate
@@ -25,6 +26,7 @@ from bench.load import _observe, _replay
 from components import benchmark
 from local.provider import _helm
 from local.provider._errors import ProviderError
+from planner import _prices, _schema
 from tests.attack.fuzz import GROUPS, Target
 from tests.gate.conftest import World, make_result, make_world
 
@@ -74,6 +76,19 @@ def test_a_number_longer_than_python_reads_is_no_fault_of_the_simulators(target:
     body = '{"prompt": ' + "9" * 5000 + "x"
     head = f"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     assert target("simulator", "vllm-server").attempt((head + body).encode()) == ""
+
+
+def test_a_price_of_a_year_of_thirty_digits_is_refused() -> None:
+    hourly = ",".join(f"{kind}_usd_per_hour" for kind in ("on_demand", "spot", "commit_1y", "commit_3y"))
+    head = f"cloud,region,machine_type,gpu,gpu_count,{hourly},source,as_of,note"
+    row = f"gcp,us-central1,g2-standard-8,nvidia-l4,1,0.85,0.48,,,a list,{'9' * 30}-07-30,"
+    with pytest.raises(stacks.InputError, match="2026, 2026-08 or 2026-08-31"):
+        _prices.parse_book(f"{head}\n{row}\n", source="book.csv")
+
+
+def test_a_slice_of_more_memory_than_a_float_holds_is_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match="less than or equal to 1000000000000000"):
+        pydantic.TypeAdapter(_schema._Count).validate_python(10**400)
 
 
 @pytest.mark.parametrize(
