@@ -15,6 +15,16 @@ from .monitoring_rules import (
 )
 
 _ADDED_LIMIT = 0.015
+# KEDA's own label `namespace` is called so only where its monitor honours labels, which depends on the chart.
+_KEDA_NAMESPACE = ("namespace", "exported_namespace")
+# With a fallback KEDA counts an error no more once it has fallen back (`observeMetric` of 2.21 returns none), so its error
+# counters stand still while it is blind; what its requests to Prometheus gave is counted always.
+_KEDA_FAILURES = (
+    ("keda_scaled_object_errors_total", ""),
+    ("keda_scaler_detail_errors_total", ""),
+    ("keda_scaler_empty_upstream_responses_total", ""),
+    ("keda_scaler_http_requests_total", ',status_code!~"2.."'),
+)
 _FLEET_RPS = 8000.0
 _DAYS_BEFORE = 2
 
@@ -281,14 +291,11 @@ def _scaling(facts: Facts) -> list[Alert]:
         ),
         Alert(
             name="ScalerFailing",
-            # KEDA's own label `namespace` is called so only where its monitor honours labels, which depends on the chart.
-            expr="sum("
-            + " or ".join(
-                f'increase({metric}{{{label}="{facts.source.namespace}"}}[5m])'
-                for metric in ("keda_scaled_object_errors_total", "keda_scaler_detail_errors_total")
-                for label in ("namespace", "exported_namespace")
-            )
-            + ") > 0",
+            expr=" or ".join(
+                f'sum(increase({metric}{{{label}="{facts.source.namespace}"{more}}}[5m])) > 0'
+                for metric, more in _KEDA_FAILURES
+                for label in _KEDA_NAMESPACE
+            ),
             minutes=5,
             severity="critical",
             summary="KEDA gets no number for its query; it holds the replicas",

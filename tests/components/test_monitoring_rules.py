@@ -159,6 +159,15 @@ CASES: list[Case] = [
     ("vllm", "ScalerFailing", {},
      {'keda_scaler_detail_errors_total{namespace="keda",exported_namespace="ns"}': "0+1x120"},
      {'keda_scaler_detail_errors_total{namespace="keda",exported_namespace="other"}': "0+1x120"}, 15),
+    # Fallen back: errors are counted no more, what Prometheus says still is.
+    ("vllm", "ScalerFailing", {},
+     {'keda_scaled_object_errors_total{exported_namespace="ns"}': "6x120",
+      'keda_scaler_empty_upstream_responses_total{exported_namespace="ns"}': "0+5x120"},
+     {'keda_scaled_object_errors_total{exported_namespace="ns"}': "6x120",
+      'keda_scaler_empty_upstream_responses_total{exported_namespace="ns"}': "5x120"}, 25),
+    ("vllm", "ScalerFailing", {},
+     {'keda_scaler_http_requests_total{namespace="ns",status_code="400"}': "0+5x120"},
+     {'keda_scaler_http_requests_total{namespace="ns",status_code="200"}': "0+5x120"}, 25),
     ("vllm", "TwoAutoscalers", {}, {_HPA.format("a"): "1x120", _HPA.format("b"): "1x120"}, {_HPA.format("a"): "1x120"}, 5),
     # A day and a half before Unix second 200,000 and three days before it.
     ("vllm", "EvidenceExpires", {}, {}, {}, 1200),
