@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from ._events import Event
 from ._model import HOURS_PER_MONTH, LEVELS, ZERO, Item, Level, Model, Shape, Sum, Unpriced, amount
@@ -52,10 +54,16 @@ class Amounts(Model):
 
 
 class Line(Model):
-    """One priced resource before and after; None where it is not there."""
+    """One priced resource before and after; None where it is not there, which it is in one of them."""
 
     before: Item | None
     after: Item | None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.before is None and self.after is None:
+            raise ValueError("a resource is there before, after or both")
+        return self
 
     @property
     def item(self) -> Item:

@@ -276,6 +276,13 @@ def test_an_amount_beyond_all_prices_is_refused(target: Find, amount: str) -> No
         preview.from_json(changed(seed, "stacks", 0, "totals", "max", "nodes_after", to=amount).decode())
 
 
+def test_a_resource_that_is_neither_before_nor_after_is_no_preview(target: Find) -> None:
+    found = json.loads(target("previews", "preview").seeds[0])
+    found["stacks"][0]["resources"][0] |= {"before": None, "after": None}
+    with pytest.raises(stacks.InputError, match="a resource is there before, after or both"):
+        preview.from_json(json.dumps(found))
+
+
 # --- results
 
 
