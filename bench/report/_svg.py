@@ -39,8 +39,9 @@ def chart(
         return ""
     forward: Callable[[float], float] = math.log10 if log_x else float
     low, high = forward(min(xs)), forward(max(xs))
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        # Half of something of 19 digits is lost in it.
+        low, high = low - max(0.5, abs(low) * 1e-6), high + max(0.5, abs(high) * 1e-6)
     if any(line.dots for line in lines):
         # A dot on the border is half a dot.
         low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
@@ -111,7 +112,8 @@ def _ticks(low: float, high: float, log_x: bool) -> list[float]:
         steps = (1, 2, 5) if last - first <= 2 else (1,)
         ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
         return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001] or [low, high]
-    step = _nice(max((high - low) / 6, 1e-9))
+    # Steps that are nothing beside the numbers themselves would never come to an end.
+    step = _nice(max((high - low) / 6, 1e-9, abs(high) * 1e-9))
     count = int((high - math.ceil(low / step) * step) / step) + 1
     return [(math.ceil(low / step) + number) * step for number in range(max(1, count))]
 

@@ -23,6 +23,7 @@ from bench import batch, load, report, results
 from bench.batch import _judge, _segments
 from bench.job import _together
 from bench.load import _observe, _replay
+from bench.report import _svg
 from components import benchmark
 from local.provider import _helm
 from local.provider._errors import ProviderError
@@ -284,6 +285,14 @@ def test_a_resource_that_is_neither_before_nor_after_is_no_preview(target: Find)
 
 
 # --- results
+
+
+@pytest.mark.parametrize("seconds", [[2**64], [2**64, 2**64 + 4096], [0.0, 1e300], [1e-300, 2e-300]])
+def test_a_picture_of_moments_beyond_all_clocks_is_drawn(seconds: list[float]) -> None:
+    drawn = _svg.chart(
+        [_svg.Line(name="a", points=[(x, 1.0) for x in seconds], colour=1)], title="t", x_label="s", y_form=str
+    )
+    assert 1 <= drawn.count("<text") <= 20
 
 
 def test_a_result_with_half_a_picture_is_shown() -> None:
