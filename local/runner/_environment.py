@@ -14,7 +14,9 @@ Lookup = Callable[[str], Awaitable[dict[str, str] | None]]
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _BINARY = {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)}
 _SUFFIXES = (
-    _BINARY | {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)} | {"m": Decimal("0.001")}
+    _BINARY
+    | {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)}
+    | {letter: Decimal(1000) ** -power for power, letter in enumerate("mun", 1)}
 )
 
 

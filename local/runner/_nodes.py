@@ -16,7 +16,7 @@ _LEASE_SECONDS = 40
 _RENEW_SECONDS = 10.0
 _DEFAULT_CAPACITY = {"cpu": "8", "memory": "32Gi", "pods": "110"}
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-_QUANTITY = re.compile(r"[0-9.]+([KMGTPE]i?|[kmun]|[eE][0-9]+)?")
+_QUANTITY = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i?|[kmun]|[eE][0-9]{1,3})?")
 # With this the API server hands `kubectl exec` on as it is, a WebSocket, instead of turning it into SPDY.
 _FEATURES = ["ExtendWebSocketsToKubelet"]
 

@@ -237,6 +237,11 @@ def test_a_config_map_that_cannot_be_unpacked_is_told(packed: str) -> None:
         benchmark.result_text(None, {"result.json": packed})
 
 
+@pytest.mark.parametrize("value", [".", "1.2.3", "1u", "1n", "1e9999999", "5.", ".5", "1E", "1e3"])
+def test_a_node_has_what_its_annotation_says_only_where_that_is_a_quantity(target: Find, value: str) -> None:
+    assert target("cluster", "annotations").attempt(json.dumps({"cpu": value, "nvidia.com/gpu": "1"}).encode()) == ""
+
+
 # --- previews
 
 
