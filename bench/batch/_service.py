@@ -52,7 +52,7 @@ class Files:
 
     def path(self, id: str) -> Path:
         """Where its bytes are. Raises Wrong where there is no such file."""
-        if not id.startswith("file-") or not id[5:].replace("-", "").replace("_", "").isalnum():
+        if not id.startswith("file-") or not _plain(id[5:].replace("-", "").replace("_", "")):
             raise Wrong(404, f"No such File object: {id}", "id")
         path = self.folder / id
         if not path.with_suffix(".json").exists():
@@ -83,6 +83,11 @@ class Files:
         path = self.path(id)
         path.with_suffix(".json").unlink()
         path.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> bool:
+    """Whether it may be part of the name of a file: none is longer than 255 bytes."""
+    return name.isascii() and name.isalnum() and len(name) <= 100
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
@@ -142,7 +147,7 @@ class Batches:
     def record(self, id: str) -> dict[str, Any]:
         """Raises Wrong where there is none."""
         path = self._records / f"{id}.json"
-        if not id.startswith("batch_") or not id[6:].isalnum() or not path.exists():
+        if not id.startswith("batch_") or not _plain(id[6:]) or not path.exists():
             raise Wrong(404, f"No batch found with id '{id}'", "batch_id")
         found: dict[str, Any] = orjson.loads(path.read_bytes())
         return found

@@ -242,6 +242,12 @@ def test_a_node_has_what_its_annotation_says_only_where_that_is_a_quantity(targe
     assert target("cluster", "annotations").attempt(json.dumps({"cpu": value, "nvidia.com/gpu": "1"}).encode()) == ""
 
 
+@pytest.mark.parametrize("path", ["/v1/files/file-", "/v1/batches/batch_", "/v1/files/file-\u00e9"])
+def test_a_name_that_no_file_can_have_is_not_found(target: Find, path: str) -> None:
+    asked = f"GET {path}{'1x' * 200} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    assert target("services", "batch-api").attempt(asked.encode()) == ""
+
+
 # --- previews
 
 
