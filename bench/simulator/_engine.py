@@ -272,10 +272,14 @@ class BatchEngine(Scheduler):
         if board is not None:
             hashes, mask = board.hashes, board.mask
             keys = [key ^ self._salt for key in chain]
-            while hits < len(keys) and hashes[keys[hits] & mask] == keys[hits]:
+            while hits < len(keys):
+                key = keys[hits]
+                if hashes[key & mask] != key and hashes[key >> 24 & mask] != key:
+                    break
                 hits += 1
             for key in keys[hits:]:
-                hashes[key & mask] = key
+                place, second = key & mask, key >> 24 & mask
+                hashes[second if hashes[place] and not hashes[second] else place] = key
             return hits
         cache = self._cache
         for key in chain:

@@ -59,8 +59,8 @@ class Board:
     """The shared memory of `workers` processes; made before they are forked. `slots`: of each model; `cached`: blocks that
     the prefix cache holds.
 
-    The prefix cache is a table of block hashes in which each has one place: a newer one takes it. So it forgets a little
-    earlier than one in order of use would, and needs no lock.
+    The prefix cache is a table of block hashes in which each has two places: where both are taken, a newer one takes the
+    first. So it forgets a little earlier than one in order of use would, and needs no lock.
     """
 
     def __init__(self, workers: int, slots: int, cached: int = 0) -> None:
