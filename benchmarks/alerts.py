@@ -29,12 +29,11 @@ import httpx2  # noqa: E402
 
 import planner  # noqa: E402
 import stacks  # noqa: E402
-from benchmarks.scaling import Ground  # noqa: E402
+from benchmarks.scaling import QUICK, Ground, settings_of, stack_of  # noqa: E402
 from components.autoscaler import source_of  # noqa: E402
 from components.monitoring_rules import Facts, facts_of, rule_file  # noqa: E402
 
 _NODES, _SLOTS = 2, 4
-_QUICK = {"polling_seconds": 1, "cold_start_seconds": 4, "cooldown_seconds": 6}
 _PATIENCE_SECONDS = 60.0
 
 
@@ -297,26 +296,16 @@ def main() -> int:
 @contextlib.contextmanager
 def _ground(environment: dict[str, str], found: Any, *, fleet: bool) -> Iterator[tuple[Ground, Facts]]:
     """The stack, its rules in Prometheus. A fleet of simulators answers at once."""
-    quick = {**_QUICK, "policy": "simulator"} if fleet else _QUICK
-    settings = {"fleet": {"machine_type": "g2-standard-8", "nodes": {"min": 1, "max": _NODES}}, "autoscaling": quick}
+    quick = {**QUICK, "policy": "simulator"} if fleet else QUICK
     slots = 16 if fleet else _SLOTS
     simulated = {"TOLLGATE_SIM_TTFT": "0ms", "TOLLGATE_SIM_ITL": "0ms"} if fleet else None
     ground = Ground(
-        environment, found.prometheus_url, "alerts-fleet" if fleet else "alerts", settings=settings, slots=slots,
+        environment, found.prometheus_url, "alerts-fleet" if fleet else "alerts",
+        settings=settings_of(_NODES, autoscaling=quick), slots=slots,
         simulated=simulated, state_dir=found.state_dir,
     )  # fmt: skip
     ground.deploy()
-    base = stacks.load_stack("local-vllm")
-    parallelism = base.release.parallelism.model_copy(update={"slots": slots})
-    stack = base.model_copy(
-        update={
-            "name": ground.name,
-            "namespace": ground.name,
-            "fleet": base.fleet.model_copy(update={"nodes": stacks.Nodes(min=1, max=_NODES)}),
-            "release": base.release.model_copy(update={"parallelism": parallelism}),
-            "autoscaling": stacks.Autoscaling.model_validate(quick),
-        }
-    )
+    stack = stack_of(ground.name, _NODES, slots=slots, autoscaling=stacks.Autoscaling.model_validate(quick))
     plan = planner.plan(stack)
     facts = facts_of(stack, plan, source_of(stack, plan), ground.values)
     ground.apply(rules(facts))

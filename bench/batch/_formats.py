@@ -21,7 +21,8 @@ from ._model import PATHS, Input
 Format = Literal["auto", "jsonl", "csv", "parquet"]
 _MOST_LINE_BYTES = 64 << 20
 _MOST_ID_CHARS = 512
-# Beside its own errors Arrow raises these for a broken file, by what is wrong with it.
+# Nothing but Arrow is called while a file is read, so each of these says that the file is broken: some come from Python itself,
+# where values are turned into Python's, and not from Arrow's own class.
 _NOT_PARQUET = (ArithmeticError, LookupError, MemoryError, NotImplementedError, OSError, TypeError, ValueError)
 _CHAT = ("/v1/chat/completions", "/api/chat")
 _TEXT_KEY = {"/v1/completions": "prompt", "/api/generate": "prompt"}

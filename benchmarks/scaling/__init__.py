@@ -4,10 +4,12 @@ from ._ground import Ground, Sample, Watcher, scaled
 from ._load import Answer, Outcome, ask_at_once, send
 from ._report import page, picture, table, write_png
 from ._scenarios import EXTRA, POLICIES, SCENARIOS, Report, compare, oracle
+from ._small import QUICK, settings_of, stack_of
 
 __all__ = [
     "EXTRA",
     "POLICIES",
+    "QUICK",
     "SCENARIOS",
     "Answer",
     "Ground",
@@ -22,6 +24,8 @@ __all__ = [
     "picture",
     "scaled",
     "send",
+    "settings_of",
+    "stack_of",
     "table",
     "write_png",
 ]

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scaling import Ground
+from benchmarks.scaling import Ground, settings_of
 from components.autoscaler_check import Live
-from tests.local.small_vllm import settings
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def ground(request: pytest.FixtureRequest, cluster: Any, tmp_path_factory: pytes
     """The small vLLM under the asking file's NAMESPACE, with at most its NODES."""
     environment = cluster.environment(tmp_path_factory.mktemp("ground"))
     asking = request.module
-    made = Ground(environment, cluster.prometheus_url, asking.NAMESPACE, settings=settings(asking.NODES))
+    made = Ground(environment, cluster.prometheus_url, asking.NAMESPACE, settings=settings_of(asking.NODES))
     try:
         made.deploy()
         yield made

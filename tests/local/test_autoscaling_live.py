@@ -15,14 +15,13 @@ import pytest
 import planner
 import stacks
 from benchmarks.alerts import firing, rules
-from benchmarks.scaling import Ground, Outcome, Watcher, ask_at_once, send
+from benchmarks.scaling import QUICK, Ground, Outcome, Watcher, ask_at_once, send, settings_of, stack_of
 from components.autoscaler import bounds, source_of
 from components.autoscaler_check import Live, WrongQuery, refuse_others, taken_over, verify
 from components.autoscaler_policy import Trigger, triggers
 from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import facts_of
 from local import tools
-from tests.local.small_vllm import QUICK, settings, stack_of
 from tollgate.commands.watch import look
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -122,7 +121,7 @@ def test_from_zero_requests_are_held_and_none_is_lost(cluster: Any, tmp_path: Pa
         tools.path("haproxy")
     except stacks.TollgateError:
         pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
-    changed = settings(
+    changed = settings_of(
         1,
         fleet={"machine_type": "g2-standard-8", "nodes": {"min": 0, "max": 1}},
         gateway={"kind": "proxy", "replicas": 1},

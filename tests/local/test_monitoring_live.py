@@ -17,7 +17,7 @@ import yaml
 import planner
 import stacks
 from benchmarks.alerts import firing, groups, rule_object, rules
-from benchmarks.scaling import Ground, ask_at_once
+from benchmarks.scaling import Ground, ask_at_once, settings_of, stack_of
 from components.autoscaler import bounds, source_of
 from components.autoscaler_check import Live, WrongQuery, taken_over, verify
 from components.autoscaler_policy import triggers
@@ -25,7 +25,6 @@ from components.engines import SERVICES
 from components.monitoring_dashboards import panels, queries
 from components.monitoring_rules import Facts, bound_within, facts_of
 from local import tools
-from tests.local.small_vllm import settings, stack_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 NAMESPACE, NODES = "watch-live", 2
@@ -221,7 +220,7 @@ def test_every_panel_of_ollama_behind_the_gateway_has_data(cluster: Any, tmp_pat
     except stacks.TollgateError:
         pytest.skip("haproxy is not there: tollgate tools build --with haproxy")
     gateway = {"kind": "proxy", "replicas": 1}
-    changed = settings(NODES, release="gemma-3-4b-ollama-8", gateway=gateway)
+    changed = settings_of(NODES, release="gemma-3-4b-ollama-8", gateway=gateway)
     made = Ground(cluster.environment(tmp_path), cluster.prometheus_url, "watch-ollama", settings=changed)
     stack = stack_of(
         "watch-ollama",
