@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from ._recorder import CUT, EMPTY, OK, pack_row
-from ._wire import TAIL_BYTES, UNKNOWN, Reply, retry_after
+from ._recorder import CUT, EMPTY, OK, pack_rest, pack_row, pack_times
+from ._wire import REMEMBERED, TAIL_BYTES, UNKNOWN, Reply, retry_after
 
 if TYPE_CHECKING:
     from ._session import Session
@@ -34,9 +34,9 @@ class Lane(asyncio.Protocol):
     """A connection, opened when first needed and kept alive; once `dead`, another takes its place."""
 
     __slots__ = (
-        "_carry", "_counts", "_edge", "_heads", "_keep", "_known", "_marker", "_parser", "_plain", "_rows", "_session",
-        "_status", "_stream", "_tail", "_times", "busy", "complete", "dead", "fresh", "payload", "retries", "scheduled",
-        "sent", "transport", "user",
+        "_carry", "_counts", "_edge", "_heads", "_keep", "_known", "_marker", "_parser", "_plain", "_requests", "_rows",
+        "_session", "_status", "_stream", "_tail", "_times", "busy", "complete", "dead", "fresh", "payload", "repeats",
+        "retries", "scheduled", "sent", "transport", "user",
     )  # fmt: skip
 
     def __init__(self, session: Session, user: int) -> None:
@@ -48,11 +48,13 @@ class Lane(asyncio.Protocol):
         # Kept at hand: one attribute instead of three, for every request.
         self._rows = session.records.rows
         self._plain = not session.wire.stream and not session.reconnect
-        self._heads, self._known = session.wire.heads, session.wire.known
+        self._heads, self._known, self._requests = session.wire.heads, session.known, session.requests
         self._parser: httptools.HttpResponseParser | None = None
         self.transport: asyncio.Transport | None = None
         self.user = user
         self.busy = self.dead = False
+        # Whether an answer is followed by the next request at once: a user who does not think, and whose last answer was good.
+        self.repeats = False
         self.fresh = True
         self.payload = b""
         self.scheduled = self.sent = 0.0
@@ -80,13 +82,6 @@ class Lane(asyncio.Protocol):
         else:
             self.fresh = False
             self.transport.write(payload)
-
-    def start_again(self, payload: bytes) -> None:
-        """`start` on a connection that is up and on which nothing is left of the request before."""
-        self.payload = payload
-        self.busy = True
-        self.scheduled = self.sent = monotonic()
-        self.transport.write(payload)  # type: ignore[union-attr]
 
     def take_over(self, lane: Lane) -> None:
         """Send once more what was in flight on another connection; its clock keeps running."""
@@ -131,11 +126,11 @@ class Lane(asyncio.Protocol):
             self.close()
             return
         if self._plain and not self._tail and not self.retries:
-            head = data[: data.find(b"\r\n\r\n")]
+            head, _, body = data.partition(b"\r\n\r\n")
             length = self._heads.get(head)
             if length is None:
                 length = self._session.wire.body_bytes(head)
-            if length >= 0 and len(data) == len(head) + 4 + length and self._whole(data, now):
+            if len(body) == length and self._whole(body, now):
                 return
         try:
             self._parser.feed_data(data)
@@ -165,20 +160,31 @@ class Lane(asyncio.Protocol):
         if self.complete:
             self._completed(now)
 
-    def _whole(self, data: bytes, now: float) -> bool:
+    def _whole(self, body: bytes, now: float) -> bool:
         """Keep a reply that came in one read; False where it is none and has to be looked at with care."""
-        reply = self._known.get(data[data.rfind(b'"usage"') :])
-        if reply is None:
-            reply = self._session.wire.reply(data[-TAIL_BYTES:])
+        session = self._session
+        at = body.rfind(b'"usage"')
+        usage = body[at:]
+        rest = self._known.get(usage)
+        if rest is None:
+            reply = session.wire.reply(body[-TAIL_BYTES:])
             if reply.problem:
                 return False
-        self.busy = False
+            rest = pack_rest(reply.tokens_in, max(0, reply.tokens_out), 0, 0, 0, OK, 0, reply.queued, reply.cached)
+            if at >= 0 and len(self._known) < REMEMBERED:
+                self._known[usage] = rest
         rows = self._rows
-        rows += pack_row(
-            self.scheduled, self.sent, 0.0, 0.0, now, reply.tokens_in, max(0, reply.tokens_out), 0, 0, 0, OK, 0,
-            reply.queued, reply.cached,
-        )  # fmt: skip
-        self._session.answered(self, now)
+        rows += pack_times(self.scheduled, self.sent, 0.0, 0.0, now) + rest
+        if not self.repeats or session.started >= session.limit:
+            self.busy = False
+            session.finished(self, now, OK)
+            return True
+        # What `Session.finished` and `start` would do, at a third of the cost: nothing is left of the request before.
+        session.ok += 1
+        session.started += 1
+        self.payload = payload = next(self._requests)
+        self.scheduled = self.sent = monotonic()
+        self.transport.write(payload)  # type: ignore[union-attr]
         return True
 
     def eof_received(self) -> None:

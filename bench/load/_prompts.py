@@ -78,18 +78,19 @@ class Synthetic:
 
     def __init__(self, traffic: stacks.Traffic, seed: int, context_tokens: int | None = None) -> None:
         limit = context_tokens or 1 << 30
-        self._output = lengths(traffic.output_tokens, seed, max(1, limit - 1))
-        self._prompt = lengths(traffic.prompt_tokens, seed + 1, max(1, limit - 1))
-        self._limit = limit
-        self._text = _text(seed, max(_TEXT_WORDS, 2 * max(self._prompt)))
-        self._spare = len(self._text) // _WIDTH - max(self._prompt)
+        outputs = lengths(traffic.output_tokens, seed, max(1, limit - 1))
+        prompts = lengths(traffic.prompt_tokens, seed + 1, max(1, limit - 1))
+        # Words of the prompt and tokens of the answer, of each serial number in turn: one pair where both are constant.
+        self.lengths = [
+            (min(prompts[i % len(prompts)], max(1, limit - outputs[i % len(outputs)])), outputs[i % len(outputs)])
+            for i in range(max(len(prompts), len(outputs)))
+        ]
+        self._text = _text(seed, max(_TEXT_WORDS, 2 * max(prompts)))
+        self._spare = len(self._text) // _WIDTH - max(prompts)
         self._first = seed * 1_000_003 % _SERIALS
 
     def __call__(self, serial: int) -> Ask:
-        prompt = self._prompt[serial % len(self._prompt)]
-        output = self._output[serial % len(self._output)]
-        if prompt + output > self._limit:
-            prompt = max(1, self._limit - output)
+        prompt, output = self.lengths[serial % len(self.lengths)]
         return Ask(self.words(serial, prompt), output, prompt)
 
     def words(self, serial: int, count: int) -> bytes:

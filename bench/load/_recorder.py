@@ -15,6 +15,7 @@ OK, CUT = 0, -1
 EMPTY = -1
 # scheduled, sent, first token, last token, end; tokens in, tokens out, frames with a token, gaps, zero gaps; status,
 # retries; seconds in the engine's queue, tokens out of its prefix cache.
+_TIMES, _REST = struct.Struct("=ddddd"), struct.Struct("=iiiiihhfi")
 _ROW = struct.Struct("=dddddiiiiihhfi")
 ROW = np.dtype(
     [
@@ -36,6 +37,8 @@ ROW = np.dtype(
 )
 assert ROW.itemsize == _ROW.size
 pack_row = _ROW.pack
+# A row in two parts, of which the second is the same for all that answers alike.
+pack_times, pack_rest = _TIMES.pack, _REST.pack
 
 
 @dataclass(slots=True)

@@ -50,7 +50,7 @@ class Session:
         serial_offset: int = 0,
         serial_step: int = 1,
     ) -> None:
-        self.wire, self.load, self.source = wire, load, source
+        self.wire, self.load = wire, load
         self.timeout, self.reconnect, self.max_open = timeout, reconnect, max_open
         self.records = Records()
         self.started = self.ok = self.failed = self.cut = 0
@@ -65,8 +65,9 @@ class Session:
         self.delays: array[float] = array("d")
         # Moment, processor time so far, and how long this thread was ready and had no core.
         self.cpu: list[tuple[float, float, float]] = []
-        self._serials = count(serial_offset, serial_step)
-        self._request, self._ask = wire.request, source
+        # A usage that was read once, as the rest of a row: counts repeat from reply to reply far more often than not.
+        self.known: dict[bytes, bytes] = {}
+        self.requests = wire.requests(source, count(serial_offset, serial_step))
         self._loop = asyncio.get_running_loop()
         self._tls: ssl.SSLContext | None = None
         self._addresses: list[tuple[int, str, int]] = []
@@ -77,7 +78,7 @@ class Session:
         self._closed = isinstance(load, Closed)
         self._think = load.think_seconds if isinstance(load, Closed) else 0.0
         batch = load.requests if isinstance(load, Closed) else None
-        self._limit = sys.maxsize if batch is None else batch
+        self.limit = sys.maxsize if batch is None else batch
         self._served = bytearray(users)
         self._failures = [0] * users
         self._next_user = 0
@@ -106,14 +107,14 @@ class Session:
     def all_sent(self) -> bool:
         """Whether nothing will be sent any more: a batch or a replay is at its end."""
         if self._closed:
-            return self.started >= self._limit
+            return self.started >= self.limit
         return self._due is None
 
     @property
     def everyone_served(self) -> bool:
         """Closed loop: whether every user has had an answer. Open loop: whether anything was answered."""
         if isinstance(self.load, Closed):
-            return self.users_served >= min(self.load.users, self._limit)
+            return self.users_served >= min(self.load.users, self.limit)
         return self.ok + self.failed > 0
 
     def start(self, began: float | None = None) -> None:
@@ -152,7 +153,7 @@ class Session:
         now = monotonic()
         while self._running and self._due is not None and self.began + self._due <= now:
             due = self.began + self._due
-            if self.started >= self._limit:
+            if self.started >= self.limit:
                 self._due = None
                 return
             if self._closed:
@@ -168,7 +169,7 @@ class Session:
         self._lanes.add(lane)
         self.started += 1
         self.in_flight += 1
-        lane.start(self.wire.request(self.source(next(self._serials))), scheduled)
+        lane.start(next(self.requests), scheduled)
 
     def _send_open(self, due: float) -> None:
         while self._idle:
@@ -187,23 +188,10 @@ class Session:
         lane.fail("client_limit")
 
     def _user_again(self, lane: Lane) -> None:
-        if self._running and self.started < self._limit:
+        if self._running and self.started < self.limit:
             self._send(Lane(self, lane.user) if lane.dead else lane, monotonic())
 
     # --- what lanes report
-
-    def answered(self, lane: Lane, now: float) -> None:
-        """`finished` with success on a connection that is kept; without a pause it is used again at once."""
-        user = lane.user
-        if not self._closed or self._think or not self._running or self._failures[user] or not self._served[user]:
-            self.finished(lane, now, OK)
-            return
-        self.ok += 1
-        if self.started >= self._limit:
-            self.in_flight -= 1
-            return
-        self.started += 1
-        lane.start_again(self._request(self._ask(next(self._serials))))
 
     def finished(self, lane: Lane, now: float, status: int, retry_after: float = 0.0) -> None:
         """A request has ended, in whichever way; called exactly once for each that was started."""
@@ -226,10 +214,12 @@ class Session:
         pause = self._think
         if status == OK:
             self._failures[user] = 0
+            lane.repeats = not pause and self._running
         else:
             # A person who gets an error does not ask again within the millisecond; nor may a broken service turn the
             # closed loop into a flood.
             self._failures[user] += 1
+            lane.repeats = False
             pause += max(
                 min(retry_after, 30.0), min(_PAUSE_MOST, _PAUSE_FIRST * 2 ** min(10, self._failures[user] - 1))
             )

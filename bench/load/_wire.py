@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ import orjson
 
 import stacks
 
-from ._prompts import Ask
+from ._prompts import Ask, Source, Synthetic
 
 Engine = Literal["ollama", "vllm", "openai"]
 TAIL_BYTES = 4096
@@ -40,7 +41,7 @@ _DONE_OLLAMA = re.compile(rb'"done":\s*true')
 _RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*([^\r\n]{1,40}?)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?=\r\n|$)", re.IGNORECASE)
 _UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding:|connection:[ \t]*close|content-encoding:)", re.IGNORECASE)
-_REMEMBERED = 4096
+REMEMBERED = 4096
 UNKNOWN = -1
 _NAN = float("nan")
 
@@ -175,8 +176,7 @@ class Wire:
             eos = b',"ignore_eos":true' if target.engine == "vllm" else b""
             options = usage + eos + b',"max_tokens":'
             self._close = b"}"
-        # What has been read once need not be read again: a usage, and heads with the length of their body.
-        self.known: dict[bytes, Reply] = {}
+        # What has been read once need not be read again: heads with the length of their body.
         self.heads: dict[bytes, int] = {}
         self._frames: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._after_messages, self._after = options, after + options
@@ -188,22 +188,39 @@ class Wire:
                 self._messages, ask.content, self._after_messages, ask.output_tokens, self._close,
             )  # fmt: skip
             return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
-        # Prompts of one length and answers of one length: everything but the words is the same.
         key = (len(ask.content), ask.output_tokens)
-        frame = self._frames.get(key)
-        if frame is None:
-            after = b"%b%d%b" % (self._after, ask.output_tokens, self._close)
-            size = len(self._before) + len(ask.content) + len(after)
-            if len(self._frames) >= _REMEMBERED:
-                self._frames.clear()
-            frame = self._frames[key] = b"%b%d\r\n\r\n%b" % (self._head, size, self._before), after
-        return frame[0] + ask.content + frame[1]
+        before, after = self._frames.get(key) or self._frame(*key)
+        return before + ask.content + after
+
+    def requests(self, source: Source, serials: Iterable[int]) -> Iterator[bytes]:
+        """`request` of one ask after the other."""
+        return (
+            self._synthetic(source, serials) if type(source) is Synthetic else map(self.request, map(source, serials))
+        )
+
+    def _synthetic(self, source: Synthetic, serials: Iterable[int]) -> Iterator[bytes]:
+        """What most runs send: without an `Ask` in between, which costs as much as all the rest."""
+        lengths, words, frames = source.lengths, source.words, self._frames
+        for serial in serials:
+            prompt, output = lengths[serial % len(lengths)]
+            content = words(serial, prompt)
+            before, after = frames.get((len(content), output)) or self._frame(len(content), output)
+            yield before + content + after
+
+    def _frame(self, length: int, output_tokens: int) -> tuple[bytes, bytes]:
+        """Prompts of one length and answers of one length: everything but the words is the same."""
+        after = b"%b%d%b" % (self._after, output_tokens, self._close)
+        size = len(self._before) + length + len(after)
+        if len(self._frames) >= REMEMBERED:
+            self._frames.clear()
+        frame = self._frames[length, output_tokens] = b"%b%d\r\n\r\n%b" % (self._head, size, self._before), after
+        return frame
 
     def body_bytes(self, head: bytes) -> int:
         """How long the body of a good reply with this head is; -1 where only a parser can tell."""
         found = _LENGTH.findall(head)
         plain = head.startswith(b"HTTP/1.1 200") and len(found) == 1 and not _UNUSUAL.search(head)
-        if len(self.heads) >= _REMEMBERED:
+        if len(self.heads) >= REMEMBERED:
             # A server that sends the time has new heads every second.
             self.heads.clear()
         self.heads[head] = int(found[0]) if plain else -1
@@ -222,14 +239,7 @@ class Wire:
         elif self.stream:
             found = self._sse(tail)
         else:
-            # The counts repeat from reply to reply far more often than not.
-            usage = tail[tail.rfind(b'"usage"') :]
-            known = self.known.get(usage)
-            if known is not None:
-                return known
             found = self._whole(tail)
-            if not found.problem and found.tokens_out != UNKNOWN and len(self.known) < _REMEMBERED:
-                self.known[usage] = found
         if found.problem or found.tokens_out == UNKNOWN:
             if b'"error"' in tail and _ERROR.search(tail):
                 return Reply("stream_error" if self.stream else "error_body", UNKNOWN, UNKNOWN, 0)
