@@ -15,6 +15,26 @@ from hypothesis.internal.conjecture import providers
 
 HERE = Path(__file__).resolve().parents[1]
 _numbers = itertools.count(1)
+# The files that take longest come first, so that no process is left alone with one of them at the end. More than half a minute
+# each, by the durations that `make test` prints.
+_LONGEST = (
+    "local/test_provider_up.py",
+    "test_loop.py",
+    "local/test_scaling_scenarios.py",
+    "gate/test_gate_scenes.py",
+    "components/test_previews.py",
+    "local/test_autoscaling_live.py",
+    "local/test_monitoring_live.py",
+    "local/test_cluster_life.py",
+    "gate/test_gate_in_pulumi.py",
+    "bench/load/test_load_runs.py",
+    "bench/simulator/test_simulator_fuzz.py",
+    "preview/test_state.py",
+    "bench/batch/test_batch_runs.py",
+    "bench/simulator/test_simulator_workers.py",
+    "gate/test_error_rates.py",
+    "bench/batch/test_batch_job.py",
+)
 
 # The same examples each time, however slow the machine: what fails is of the change, not of the dice. Other ones by
 # `pytest --hypothesis-profile=default`.
@@ -43,6 +63,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(left) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
         items[:] = left
+    first = {HERE / "tests" / name: place for place, name in enumerate(_LONGEST)}
+    if gone := [str(path) for path in first if not path.is_file()]:
+        raise pytest.UsageError(f"{gone[0]} is among the longest in {__file__}, but is not there")
+    items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 @pytest.fixture(scope="session")
