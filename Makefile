@@ -34,9 +34,8 @@ unit: lint
 COVERING := tests/components tests/gate/test_benchmark_job.py tests/bench/batch/test_batch_job.py
 
 # With all optional programs: their tests would otherwise have nothing to test. First what covers the components, then the
-# others. In two processes, each with a cluster of its own, because half of the tests wait for something (three are a
-# tenth quicker, and some of what is measured here then is not representative); in the order of the files, as those with few
-# tests take longest.
+# others. In three processes, each with a cluster of its own, because most tests wait for something: two cores are busy for two
+# thirds of the time then. By file, the longest first (tests/conftest.py).
 #
 # Most tests start real programs and many of them look at the clock, on machines that others use, too. One that fails is run
 # again, once, and the summary says so with its traceback (RERUN): what is wrong fails twice; what failed once is to be looked at.
@@ -44,8 +43,8 @@ AGAIN := --reruns 1 --reruns-delay 2 --rerun-show-tracebacks -r aR
 
 test: lint
 	$(BIN)/tollgate tools build --with ollama --with lws --with coscheduling --with haproxy --with promtool
-	$(BIN)/pytest -n 2 -m "not cluster and not browser and not slow" $(AGAIN) $(COVERING) --cov
-	$(BIN)/pytest -n 2 $(AGAIN) --durations 25 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
+	$(BIN)/pytest -n 3 -m "not cluster and not browser and not slow" $(AGAIN) $(COVERING) --cov
+	$(BIN)/pytest -n 3 $(AGAIN) --durations 25 --dist loadfile --no-loadscope-reorder $(addprefix --covered=,$(COVERING))
 
 bench: $(STAMP)
 	for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

@@ -43,9 +43,12 @@ def serve() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def measured() -> Callable[..., load.Progress]:
-    """Run a small benchmark; keyword arguments of Target, Settings and Traffic may be mixed."""
+    """Run a small benchmark; keyword arguments of Target, Settings and Traffic may be mixed.
 
-    def run(url: str, engine: str = "ollama", users: int = 5, **given: object) -> object:
+    In place of an address, what starts a server and gives its address: for those that a run does not outlive.
+    """
+
+    def run(url: str | Callable[[], str], engine: str = "ollama", users: int = 5, **given: object) -> object:
         targets = {k: given.pop(k) for k in list(given) if k in load.Target.__dataclass_fields__}
         settings = {k: given.pop(k) for k in list(given) if k in load.Settings.__dataclass_fields__}
         names = ("costs", "progress", "stopper", "scenario", "crews", "observer", "say")
@@ -53,7 +56,7 @@ def measured() -> Callable[..., load.Progress]:
         asked = {"arrival": "closed", "users": users, "prompt_tokens": 16.0, "output_tokens": 8.0, **given}
         for _ in range(3):
             result = load.run(
-                load.Target(url=url, engine=engine, model="tiny", **targets),
+                load.Target(url=url if isinstance(url, str) else url(), engine=engine, model="tiny", **targets),
                 stacks.Traffic.model_validate(asked),
                 load.Settings(**{"runs": 1, "seconds": 0.6, "ready_timeout": 10.0, **settings}),
                 release=RELEASE,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def test_a_request_that_is_never_answered_times_out(serve: Serve, measured: Meas
 
 
 def test_a_server_that_dies_mid_run_leaves_every_request_accounted_for(serve: Serve, measured: Measured) -> None:
-    url = serve("--ttft", 0.02, "--itl", 0.005, "--fault", "die", "--every", 70)
-    (run,) = measured(url, seconds=1.5).runs
+    dies = partial(serve, "--ttft", 0.02, "--itl", 0.005, "--fault", "die", "--every", 70)
+    (run,) = measured(dies, seconds=1.5).runs
     assert run.sent == run.ok + run.failed + run.cut
     assert run.failed > 0
     assert "connection_refused" in run.errors
