@@ -1,11 +1,13 @@
 """Known vulnerabilities of what is locked: the Python packages of requirements.lock, the Go modules of the tools, and Go itself.
 
-    python .ci/audit.py --advisories FOLDER [--advisories FOLDER …]
+    python .ci/audit.py --advisories FOLDER [--advisories FOLDER …] [--programs FOLDER]
 
 FOLDER: a checkout of a database of OSV records (https://ossf.github.io/osv-schema/), as YAML or JSON: the Python Packaging
 Advisory Database, the Go vulnerability database. So it works where no server of such a database can be asked; where one can,
-pip-audit does the same for Python. Of Go modules every one of a tool's module graph counts, whether or not the tool calls what is
-wrong in it. Exit status 1 where anything is found, 2 where a folder holds no record.
+pip-audit does the same for Python. Of Go modules every one of a tool's module graph counts; with `--programs`, a folder with the
+built ones, it is also said which of them hold a function that the record names, in the version that was linked. The linker leaves
+out what is never called, so a program without it cannot be hit; one that has it may be. Exit status 1 where anything is found, 2
+where a folder holds no record or no program.
 """
 
 from __future__ import annotations
@@ -122,6 +124,49 @@ def findings(record: Mapping[str, Any], locked: Mapping[tuple[str, str], set[str
                 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Program:
+    """A program built by Go: `modules` are those linked into it, path -> version; `names` all functions' names, inlined ones too,
+    each between two NULs, as its own tracebacks need them (so also without a symbol table)."""
+
+    name: str
+    modules: Mapping[str, str]
+    names: bytes
+
+    def holds(self, entry: Mapping[str, Any]) -> bool:
+        """Whether it has what a record's `affected` entry is about, in a version that has the fault."""
+        module = str(entry["package"]["name"])
+        version = self.modules.get(module)
+        if version is None or not affected(entry, version, semver, ("SEMVER",)):
+            return False
+        places = (entry.get("ecosystem_specific") or {}).get("imports") or [{"path": module}]
+        return any(self._has(place) for place in places if "linux" in place.get("goos", ["linux"]))
+
+    def _has(self, place: Mapping[str, Any]) -> bool:
+        folder, slash, last = str(place["path"]).rpartition("/")
+        # The linker writes a dot of a package's last word so.
+        package = f"{folder}{slash}{last.replace('.', '%2e')}"
+        wanted = [f"\0{package}."] if not place.get("symbols") else []
+        for symbol in place.get("symbols") or ():
+            kind, dot, method = str(symbol).partition(".")
+            wanted += [f"\0{package}.{symbol}\0", *([f"\0{package}.(*{kind}).{method}\0"] if dot else [])]
+        return any(name.encode() in self.names for name in wanted)
+
+
+def programs(folder: Path) -> list[Program]:
+    """The programs under a folder that tell what Go linked into them."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & 0o100):
+        data = path.read_bytes()
+        linked = re.findall(rb"\n(?:mod|dep)\t([^\t\n]+)\t([^\t\n]+)[^\n]*(?:\n=>\t([^\t\n]+)\t([^\t\n]+))?", data)
+        if b"\xff Go buildinf:" in data and linked:
+            modules = {
+                (other or name).decode(): (changed or version).decode() for name, version, other, changed in linked
+            }
+            found.append(Program(name=path.name, modules=modules, names=data))
+    return found
+
+
 def locked(root: Path) -> dict[tuple[str, str], set[str]]:
     """All that is pinned: (ecosystem, name) -> versions."""
     spec = importlib.util.spec_from_file_location("sbom", Path(__file__).with_name("sbom.py"))
@@ -143,10 +188,15 @@ def main(arguments: list[str]) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--advisories", action="append", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--programs", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
+    built = programs(given.programs) if given.programs else []
+    if given.programs and not built:
+        parser.error(f"got {given.programs}; allowed: a folder with programs built by Go")
     components = locked(ROOT)
     names = frozenset(name for _, name in components)
     found: dict[tuple[str, str], dict[str, Finding]] = {}
+    holders: dict[tuple[str, str], list[str]] = {}
     newest, number = "", 0
     for folder in given.advisories:
         before = number
@@ -155,18 +205,28 @@ def main(arguments: list[str]) -> int:
             newest = max(newest, str(record.get("modified", ""))[:10], str(record.get("published", ""))[:10])
             for one in findings(record, components):
                 found.setdefault((one.package, one.id), {})[one.version] = one
+            for entry in record.get("affected") or ():
+                if (entry.get("package") or {}).get("ecosystem") == "Go":
+                    held = [one.name for one in built if one.holds(entry)]
+                    holders.setdefault((_plain(str(entry["package"]["name"])), str(record["id"])), []).extend(held)
         if number == before:
             parser.error(f"got {folder}; allowed: a folder with OSV records of what is locked")
     for (package, id), versions in sorted(found.items()):
         one = next(iter(versions.values()))
         known = ", ".join((id, *one.aliases[:2]))
+        held = sorted(set(holders.get((package, id), [])))
+        where = f"; held by {', '.join(held) or 'no program'}" if built and "/" in package else ""
         print(
-            f"{package} {', '.join(versions)}: {known}: {one.summary} (fixed in {', '.join(one.fixed) or 'no version'})"
+            f"{package} {', '.join(versions)}: {known}: {one.summary} (fixed in {', '.join(one.fixed) or 'no version'}{where})"
         )
     print(
         f"{sum(map(len, components.values()))} versions of {len(components)} components against {number} records that name one, "
         f"the newest of {newest or 'no date'}: {len(found)} found in {len({package for package, _ in found})} components"
     )
+    if built:
+        hit = {key: set(holders.get(key, [])) for key in found}
+        names = ", ".join(sorted(set().union(*hit.values()))) or "none"
+        print(f"{len(built)} programs: {sum(map(bool, hit.values()))} of these are held by {names}")
     return 1 if found else 0
 
 

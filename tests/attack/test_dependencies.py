@@ -117,6 +117,50 @@ def test_the_audit_does_not_take_an_empty_folder_for_good_news(tmp_path: Path) -
     assert ended.value.code == 2
 
 
+def test_the_audit_says_which_programs_hold_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    advisories, programs = tmp_path / "advisories", tmp_path / "programs"
+    advisories.mkdir()
+    programs.mkdir()
+
+    def program(name: str, version: str, *names: str, changed: str = "") -> None:
+        linked = f"\xff Go buildinf:\npath\tx\ndep\tk8s.io/kubernetes\t{version}\th1:x\n{changed}\n"
+        (programs / name).write_bytes(f"{linked}\0{chr(0).join(names)}\0".encode("latin-1"))
+        (programs / name).chmod(0o755)
+
+    program("method", "v1.36.3", "k8s.io/kubernetes/pkg/a%2eb.(*Kubelet).Run")
+    program("plain", "v1.36.3", "other", "k8s.io/kubernetes/pkg/a%2eb.Start")
+    program("another", "v1.36.3", "k8s.io/kubernetes/pkg/a%2eb.Starter", "k8s.io/kubernetes/pkg/c.Start")
+    program("mended", "v9.0.0", "k8s.io/kubernetes/pkg/a%2eb.Start")
+    program("replaced", "v9.0.0", "k8s.io/kubernetes/pkg/a%2eb.Start", changed="=>\tk8s.io/kubernetes\tv1.0.0\th1:y")
+    (programs / "no-program").write_text("k8s.io/kubernetes")
+    span = {"type": "SEMVER", "events": [{"introduced": "0"}, {"fixed": "2.0.0"}]}
+
+    def places(*found: dict[str, Any]) -> dict[str, Any]:
+        package = {"name": "k8s.io/kubernetes", "ecosystem": "Go"}
+        return {"affected": [{"package": package, "ranges": [span], "ecosystem_specific": {"imports": list(found)}}]}
+
+    at = {"path": "k8s.io/kubernetes/pkg/a.b"}
+    record(advisories, "k8s.io/kubernetes", "Go", **places({**at, "symbols": ["Kubelet.Run", "Start"]}))
+    words = ["--advisories", str(advisories), "--programs", str(programs)]
+    assert audit().main(words) == 1
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("(fixed in 2.0.0; held by method, plain, replaced)")
+    assert last == "5 programs: 1 of these are held by method, plain, replaced"
+    record(advisories, "k8s.io/kubernetes", "Go", **places({**at, "symbols": ["Start"], "goos": ["windows"]}))
+    assert audit().main(words) == 1
+    assert "; held by no program)" in capsys.readouterr().out
+    record(advisories, "k8s.io/kubernetes", "Go", **places({"path": "k8s.io/kubernetes/pkg/c"}))
+    assert audit().main(words) == 1
+    assert "; held by another)" in capsys.readouterr().out
+
+
+def test_the_audit_does_not_take_a_folder_without_programs_for_good_news(tmp_path: Path) -> None:
+    record(tmp_path, "k8s.io/kubernetes", "Go")
+    with pytest.raises(SystemExit) as ended:
+        audit().main(["--advisories", str(tmp_path), "--programs", str(tmp_path)])
+    assert ended.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("events", "inside", "outside"),
     [
