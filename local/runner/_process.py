@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,8 +81,10 @@ class Shim:
                 try:
                     # Looked at again, now that the number can't be given to another process unnoticed.
                     if self.alive:
-                        await _readable(handle)
-                        self.sweep()
+                        with self._held() as held:
+                            await _readable(handle)
+                            if held:
+                                self._sweep()
                 finally:
                     os.close(handle)
             with contextlib.suppress(ChildProcessError):
@@ -100,14 +102,31 @@ class Shim:
     def kill(self) -> None:
         """SIGKILL to everything in the container."""
         if self.alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.sweep()
+            with self._held() as held:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                if held:
+                    self._sweep()
 
-    def sweep(self) -> None:
-        """SIGKILL to every process that is still in the container's mount namespace."""
-        if not self.namespace:
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[bool]:
+        """Keeps the container's mount namespace while its last process ends; whether that was possible.
+
+        The number of one that is gone is given to the next at once: without this, what is swept may be another container, which
+        was started just then.
+        """
+        try:
+            handle = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            yield False
             return
+        try:
+            yield os.fstat(handle).st_ino == self.namespace
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """SIGKILL to every process that is still in the container's mount namespace, which is held."""
         mark = f"mnt:[{self.namespace}]"
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
