@@ -60,7 +60,7 @@ fuzz: $(STAMP)
 # Known vulnerabilities of what is locked, out of a checkout of a database: make audit ADVISORIES=DIR. With a way to the internet,
 # `pip-audit --disable-pip --require-hashes -r requirements.lock` asks the same of a server.
 audit: $(STAMP)
-	$(BIN)/python .ci/audit.py $(addprefix --advisories ,$(ADVISORIES))
+	$(BIN)/python .ci/audit.py $(addprefix --advisories ,$(ADVISORIES)) $(addprefix --programs ,$(PROGRAMS))
 
 sbom:
 	@mkdir -p dist

@@ -137,8 +137,12 @@ class Program:
         """Whether it has what a record's `affected` entry is about, in a version that has the fault."""
         module = str(entry["package"]["name"])
         version = self.modules.get(module)
-        if version is None or not affected(entry, version, semver, ("SEMVER",)):
-            return False
+        try:
+            if version is None or not affected(entry, version, semver, ("SEMVER",)):
+                return False
+        except ValueError:
+            # Of a module that was built from a checkout nobody knows the version.
+            pass
         places = (entry.get("ecosystem_specific") or {}).get("imports") or [{"path": module}]
         return any(self._has(place) for place in places if "linux" in place.get("goos", ["linux"]))
 
