@@ -3,7 +3,8 @@
 ID/batch.json              what it is; there last, so that a batch is there whole or not at all
 ID/control.json            running, paused or cancelled
 ID/<token>/00003.sqlite    the inputs of a shard, as a queue on which nobody has worked
-ID/shard-00003/…           its segments (see `_segments`), and report.json: how far it is, by the runner that holds it
+ID/shard-00003/…           its segments (see `_segments`), and report-00000017.json: how far it is, by the runner that took it
+                           with segment 17; the newest counts
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ._objects import Objects
 from ._owners import is_alive, this_owner
 from ._queue import LEASE_SECONDS, Queue
 from ._segments import Segments
-from ._shard import Shard, restored
+from ._shard import REPORT, Shard, restored
 
 _SAMPLE, _SAMPLE_BYTES = 64, 65536
 _SEEN_SECONDS = 1.0
@@ -151,7 +152,10 @@ class Bucketed(Queue):
         database = restored(self._objects, self._base(number), segments, folder)
         report = self._reports()[number]
         name = f"shard {number + 1} of {self.shards}" if self.shards > 1 else ""
-        return Shard(database, self.id, self._objects, segments, busy=report.get("busy", 0.0), part=name)
+        before = self._report_names().get(number, [])
+        shard = Shard(database, self.id, self._objects, segments, busy=report.get("busy", 0.0), part=name)
+        self._objects.delete(before)
+        return shard
 
     def _base(self, number: int) -> str:
         return f"{self.id}/{self._is['token']}/{number:05d}.sqlite"
@@ -257,8 +261,22 @@ class Bucketed(Queue):
     def _reports(self) -> list[dict[str, Any]]:
         """Of each shard; empty where nobody has worked on it."""
         if time.monotonic() - self._seen > _SEEN_SECONDS:
-            names = [f"{self.id}/shard-{number:05d}/report.json" for number in range(self.shards)]
-            found = [self._objects.get(name) for name in names]
+            names = self._report_names()
+            found = [self._report(names.get(number, [])) for number in range(self.shards)]
             self._reports_then = [dict(orjson.loads(one)) if one else {} for one in found]
             self._seen = time.monotonic()
         return self._reports_then
+
+    def _report(self, names: Sequence[str]) -> bytes | None:
+        """The newest of a shard's that is there: who takes it deletes what those before him said."""
+        return next((found for name in reversed(names) if (found := self._objects.get(name)) is not None), None)
+
+    def _report_names(self) -> dict[int, list[str]]:
+        """Of each shard that has any, the newest last."""
+        numbers = {f"shard-{number:05d}": number for number in range(self.shards)}
+        found: dict[int, list[str]] = {}
+        for name in sorted(self._objects.sizes(f"{self.id}/")):
+            shard, _, last = name.partition("/")
+            if last.startswith(REPORT) and shard in numbers:
+                found.setdefault(numbers[shard], []).append(f"{self.id}/{name}")
+        return found

@@ -24,6 +24,8 @@ from ._segments import Segments, pack, unpack
 
 _SHIP_SECONDS, _SHIP_BYTES = 5.0, 4 << 20
 _INSERTED = 256
+# What the names of reports begin with.
+REPORT = "report-"
 _ASK_SECONDS = 2.0
 # What may be lost at most: nothing more is asked while so much waits for a bucket that is away.
 _AWAY_SECONDS, _MOST_BYTES = 60.0, 32 << 20
@@ -97,8 +99,10 @@ class Shard(Queue):
         self._kept: Step | None = None
         self._answering = super().seconds()
         database.run("UPDATE batch SET busy = ?, beat = 0", (busy,))
-        # Who held it before is told so when he next writes.
+        # Who held it before is told so when he next writes. What he still says of how far it is goes into a report of his own:
+        # that of the last one who took the shard counts, by the number of the segment with which he did.
         segments.write(pack([], [], owner=self._me))
+        self._report_name = f"{segments.prefix}{REPORT}{segments.next - 1:08d}.json"
         self._obey(self._read_word())
         self._say(owner=self._me)
 
@@ -204,7 +208,7 @@ class Shard(Queue):
         if self._packed:
             self._ship()
         if about is not None:
-            self._objects.put(f"{self._segments.prefix}report.json", about)
+            self._objects.put(self._report_name, about)
         self._word = self._read_word()
 
     def _ship(self) -> None:
@@ -217,7 +221,7 @@ class Shard(Queue):
         self._segments.join()
 
     def _say(self, *, owner: str) -> None:
-        self._objects.put(f"{self._segments.prefix}report.json", self._about(owner))
+        self._objects.put(self._report_name, self._about(owner))
 
     def _about(self, owner: str) -> bytes:
         info, counts = super().info(), super().counts()

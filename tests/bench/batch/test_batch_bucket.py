@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -185,6 +186,30 @@ def test_of_two_runners_of_one_shard_the_older_is_stopped_and_no_input_has_two_r
     assert queue.info().state == "done"
     good, bad = outputs(queue)
     assert ([line["custom_id"] for line in good], bad) == ([f"p{i}" for i in range(300)], [])
+
+
+def test_what_an_overtaken_runner_still_says_does_not_count(
+    submit: Submit, serve: Serve, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    queue = submit(["refuse", *(f"p {i}" for i in range(19))], store=remote)
+    monkeypatch.setattr("bench.batch._bucketed.Bucketed._await", lambda *_: None)
+
+    def reports() -> int:
+        return sum("/report" in name for name in _objects.Objects(remote).sizes(f"{queue.id}/"))
+
+    with contextlib.closing(batch.open_queue(remote, queue.id).parts()) as parts:
+        older: Any = next(parts)
+        ending = batch.run(queue, settings(server.url), batch.RunSettings(tries=1), signals=False)
+        assert (ending.state, ending.counts.ok, reports()) == ("done", 19, 1)
+        # As every few seconds, while nothing new was answered: so it does not notice that it has been overtaken.
+        older._talk(older._about(older._me))
+        assert reports() == 2
+        again = batch.open_queue(remote, queue.id)
+        assert (again.info().state, again.counts().ok, again.runners()) == ("done", 19, [])
+    # Whoever takes the shard next deletes what was said before.
+    assert again.reopen_failed() == 1
+    assert (reports(), again.info().state, again.counts().left) == (1, "running", 1)
 
 
 def test_a_shard_that_is_run_is_refused_with_who_runs_it(
