@@ -305,7 +305,6 @@ def haproxy(
         # Only what no replica has seen is asked again: a reply that was begun is never begun anew.
         # By another replica at once, as long as there is one: half of a fleet may just be going.
         "    option redispatch 1",
-        "    retries 10",
         "    retry-on conn-failure",
         # Who has hung up while he waited here is not worked for.
         "    option abortonclose",
@@ -352,14 +351,16 @@ def haproxy(
         else:
             lines.append("    balance leastconn")
         limit = f"maxconn {most_at_once(one.slots, gateway)}"
+        # Those that are gone have the fewest requests and are asked first, until each has refused often enough to be out: the
+        # last one that is busy is asked after all of them. Then, or where there is none, once a second.
+        lines.append(f"    retries {_REFUSALS * one.most + (hold_seconds if sleeps else _WAITS)}")
         if sleeps:
-            # The Service's address is there before any replica is, and refuses until then: asked again every second.
+            # The Service's address is there before any replica is, and refuses until then.
             lines += [
-                f"    retries {hold_seconds}",
                 f"    server held {one.service}.{namespace}.{domain}:80 backup {limit} {resolve} init-addr libc,none",
             ]
         lines += [
-            f"    default-server check inter 2s fall 3 rise 2 {_REFUSALS} {limit} {resolve} init-addr none",
+            f"    default-server check inter 2s fall 3 rise 2 {_OBSERVED} {limit} {resolve} init-addr none",
             f"    server-template pod {one.most} {one.service}-pods.{namespace}.{domain}:{one.port}",
         ]
     return "\n".join(lines) + "\n"
@@ -374,7 +375,10 @@ def most_at_once(slots: int, gateway: stacks.Gateway) -> int:
 
 
 # The idlest replica is often one that is gone: it is out after a few refused connections, sooner than checks and names say so.
-_REFUSALS = "observe layer4 error-limit 3 on-error mark-down"
+_REFUSALS = 3
+_OBSERVED = f"observe layer4 error-limit {_REFUSALS} on-error mark-down"
+# Seconds for a replica that is alone and begins again.
+_WAITS = 10
 # Where a node of the embedded cluster answers for names (docs/architecture.md).
 _EMBEDDED_DNS_PORT = 10053
 _RESOLVING = (

@@ -222,6 +222,23 @@ def test_a_fleet_that_shrinks_at_once_costs_no_request(tmp_path: Path) -> None:
         assert [proxy.ask()[0] for _ in range(40)] == [200] * 40
 
 
+def test_a_busy_rest_of_a_fleet_that_shrinks_at_once_answers_all_the_same(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"engine": (7, 100)}) as proxy, futures.ThreadPoolExecutor(21) as others:
+        replicas = proxy.replicas["engine"]
+        held = [others.submit(proxy.ask, "/hold") for _ in range(21)]
+        try:
+            until(lambda: sum(one.asked for one in replicas) == 21, "all are busy")
+            for one in replicas[:6]:
+                one.stop()
+            # The one that is left has the most requests: asked after the others have refused as often as it takes.
+            assert [proxy.ask()[0] for _ in range(40)] == [200] * 40
+        finally:
+            for one in replicas:
+                one.release.set()
+        for one in held:
+            one.result(timeout=60)
+
+
 def test_without_any_replica_the_gateway_says_so_to_load_balancers(tmp_path: Path) -> None:
     with gateway(tmp_path, {"engine": (1, 100)}) as proxy:
         proxy.replicas["engine"][0].stop()
