@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> int:
     components = locked(ROOT)
     names = frozenset(name for _, name in components)
     found: dict[tuple[str, str], dict[str, Finding]] = {}
-    holders: dict[tuple[str, str], list[str]] = {}
+    holders: dict[tuple[str, str], set[str]] = {}
     newest, number = "", 0
     for folder in given.advisories:
         before = number
@@ -211,15 +211,15 @@ def main(arguments: list[str]) -> int:
                 found.setdefault((one.package, one.id), {})[one.version] = one
             for entry in record.get("affected") or ():
                 if (entry.get("package") or {}).get("ecosystem") == "Go":
-                    held = [one.name for one in built if one.holds(entry)]
-                    holders.setdefault((_plain(str(entry["package"]["name"])), str(record["id"])), []).extend(held)
+                    key = _plain(str(entry["package"]["name"])), str(record["id"])
+                    holders.setdefault(key, set()).update(program.name for program in built if program.holds(entry))
         if number == before:
             parser.error(f"got {folder}; allowed: a folder with OSV records of what is locked")
     for (package, id), versions in sorted(found.items()):
         one = next(iter(versions.values()))
         known = ", ".join((id, *one.aliases[:2]))
-        held = sorted(set(holders.get((package, id), [])))
-        where = f"; held by {', '.join(held) or 'no program'}" if built and "/" in package else ""
+        held = ", ".join(sorted(holders.get((package, id), ()))) or "no program"
+        where = f"; held by {held}" if built and "/" in package else ""
         print(
             f"{package} {', '.join(versions)}: {known}: {one.summary} (fixed in {', '.join(one.fixed) or 'no version'}{where})"
         )
@@ -228,9 +228,10 @@ def main(arguments: list[str]) -> int:
         f"the newest of {newest or 'no date'}: {len(found)} found in {len({package for package, _ in found})} components"
     )
     if built:
-        hit = {key: set(holders.get(key, [])) for key in found}
-        names = ", ".join(sorted(set().union(*hit.values()))) or "none"
-        print(f"{len(built)} programs: {sum(map(bool, hit.values()))} of these are held by {names}")
+        hit = [held for key in found if (held := holders.get(key))]
+        print(
+            f"{len(built)} programs: {len(hit)} of these are held by {', '.join(sorted(set().union(*hit))) or 'none'}"
+        )
     return 1 if found else 0
 
 

@@ -16,7 +16,7 @@ EMPTY = -1
 # scheduled, sent, first token, last token, end; tokens in, tokens out, frames with a token, gaps, zero gaps; status,
 # retries; seconds in the engine's queue, tokens out of its prefix cache.
 _TIMES, _REST = struct.Struct("=ddddd"), struct.Struct("=iiiiihhfi")
-_ROW = struct.Struct("=dddddiiiiihhfi")
+_ROW = struct.Struct(_TIMES.format + _REST.format[1:])
 ROW = np.dtype(
     [
         ("scheduled", "f8"),

@@ -67,10 +67,6 @@ def test_the_end_of_one_container_is_no_end_of_another_that_is_started_just_then
 
 def test_what_a_container_leaves_running_ends_with_it(run: Containers, tmp_path: Path) -> None:
     shim = run("trap '' TERM HUP; setsid sleep 61 & echo $!; sleep 0.2; exit 3")
-
-    async def ended() -> int:
-        return await shim.wait()
-
-    assert asyncio.run(ended()) == 3
+    assert asyncio.run(shim.wait()) == 3
     child = int((tmp_path / "0" / "log").read_text())
     until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text(), "it is gone")

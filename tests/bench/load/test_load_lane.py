@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from itertools import count, islice
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -14,7 +15,7 @@ import stacks
 from bench.load import Closed, SharedPrefix, Source, Synthetic
 from bench.load._lane import Lane
 from bench.load._session import Session
-from bench.load._wire import Target, Wire
+from bench.load._wire import Engine, Target, Wire
 
 VARIED = {"mean": 40.0, "cv": 1.0}
 
@@ -31,7 +32,7 @@ def shared() -> SharedPrefix:
 
 @pytest.mark.parametrize("asks", [source(), source(VARIED, VARIED), source(VARIED, VARIED, 64), source(2.0), shared()])
 @pytest.mark.parametrize("engine", ["vllm", "ollama"])
-def test_what_is_sent_is_each_ask_as_one_request(asks: Source, engine: Any) -> None:
+def test_what_is_sent_is_each_ask_as_one_request(asks: Source, engine: Engine) -> None:
     wire = Wire(Target(url="http://127.0.0.1:1", engine=engine, model="tiny"))
     sent = list(islice(wire.requests(asks, count(7, 3)), 5000))
     assert sent == [wire.request(asks(serial)) for serial in islice(count(7, 3), 5000)]
@@ -41,14 +42,15 @@ def test_what_is_sent_is_each_ask_as_one_request(asks: Source, engine: Any) -> N
         json.loads(body)
 
 
-class Wired:
+class Wired(asyncio.Transport):
     """A transport that keeps what is written."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.written: list[bytes] = []
 
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
 
     def abort(self) -> None: ...
 
@@ -67,19 +69,19 @@ def generate(into: int, out: int) -> bytes:
     return reply({"response": "x", "done": True, "prompt_eval_count": into, "eval_count": out})
 
 
-def on_a_lane(engine: str, do: Callable[[Session, Lane, Wired], None], load: Closed | None = None) -> Session:
+def on_a_lane(engine: Engine, do: Callable[[Session, Lane, Wired], None], load: Closed | None = None) -> Session:
     """A session of one user whose connection is up and whose first request was sent; it is stopped afterwards."""
 
     async def run() -> Session:
-        wire = Wire(Target(url="http://127.0.0.1:1", engine=engine, model="tiny", stream=False))  # type: ignore[arg-type]
+        wire = Wire(Target(url="http://127.0.0.1:1", engine=engine, model="tiny", stream=False))
         session = Session(wire, load or Closed(users=1), source())
         session._addresses = [(2, "127.0.0.1", 1)]
         wired = Wired()
         opened: list[Lane] = []
-        session.connect = opened.append  # type: ignore[assignment, method-assign]
-        session.start()
+        with mock.patch.object(session, "connect", opened.append):
+            session.start()
         (lane,) = opened
-        lane.connection_made(wired)  # type: ignore[arg-type]
+        lane.connection_made(wired)
         lane.connected()
         do(session, lane, wired)
         session.stop()
@@ -90,7 +92,7 @@ def on_a_lane(engine: str, do: Callable[[Session, Lane, Wired], None], load: Clo
 
 @pytest.mark.parametrize(("engine", "answer"), [("vllm", chat), ("ollama", generate)])
 def test_each_answer_has_its_own_counts_and_is_followed_by_another_question(
-    engine: str, answer: Callable[[int, int], bytes]
+    engine: Engine, answer: Callable[[int, int], bytes]
 ) -> None:
     counts = [(16, 8), (16, 9), (16, 8), (17, 9), (16, 8), (17, 9), (16, 9)]
 
